@@ -1,0 +1,1 @@
+"""SPAI: any-resolution AI-generated image detection by spectral learning."""

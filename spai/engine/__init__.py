@@ -1,0 +1,1 @@
+"""Loops: what runs, in which order, on how many processes."""
