@@ -1,0 +1,85 @@
+"""The vision transformer of the MFM family, with the output of each block as it is computed.
+
+It is timm's Beit with absolute positions; this file only fixes its options and the way through it.
+
+B: images, L: patch tokens of an image (without CLS), d: width.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from timm.models.beit import Beit
+from torch import Tensor, nn
+
+
+def build_backbone(
+    *,
+    image_size: int,
+    patch_size: int,
+    width: int,
+    depth: int,
+    heads: int,
+    mlp_ratio: float,
+    qkv_bias: bool,
+    layer_scale: float | None,
+    absolute_positions: bool,
+    dropout: float,
+    drop_path: float,
+    final_norm: bool,
+) -> Beit:
+    """Build the backbone with random weights.
+
+    Args:
+        image_size: side of the square input, pixels.
+        patch_size: side of a token's square, pixels.
+        width: d.
+        depth: number of blocks.
+        heads: attention heads of a block.
+        mlp_ratio: hidden width of a block's MLP over d.
+        qkv_bias: learnable biases of queries and values (keys never have one).
+        layer_scale: initial value of the layer scale, None for none.
+        absolute_positions: add a learnable embedding of each token's place.
+        dropout: rate after the embedding and inside the blocks.
+        drop_path: stochastic depth of the last block; it grows linearly from 0.
+        final_norm: keep the LayerNorm after the last block (stage 1); SPAI reads raw block outputs.
+    """
+    vit = Beit(
+        img_size=image_size,
+        patch_size=patch_size,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        mlp_ratio=mlp_ratio,
+        qkv_bias=qkv_bias,
+        init_values=layer_scale,
+        use_abs_pos_emb=absolute_positions,
+        use_rel_pos_bias=False,
+        pos_drop_rate=dropout,
+        proj_drop_rate=dropout,
+        drop_path_rate=drop_path,
+        num_classes=0,
+        global_pool="token" if final_norm else "avg",
+    )
+    if not final_norm:
+        vit.norm = vit.fc_norm = nn.Identity()
+    return vit
+
+
+def stream_blocks(vit: Beit, images: Tensor) -> Iterator[Tensor]:
+    """Yield the patch tokens after each block, first block first.
+
+    Args:
+        vit: the backbone.
+        images: [B, 3, S, S], normalised.
+
+    Yields:
+        [B, L, d]: the raw output of a block without CLS and without a final norm.
+    """
+    tokens = vit.patch_embed(images)
+    tokens = torch.cat((vit.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+    if vit.pos_embed is not None:
+        tokens = tokens + vit.pos_embed
+    tokens = vit.pos_drop(tokens)  # [B, 1 + L, d]
+    for block in vit.blocks:
+        tokens = block(tokens)
+        yield tokens[:, 1:]

@@ -1,0 +1,426 @@
+"""SPAI: patches -> spectral vectors -> one logit an image (Karageorgiou et al., CVPR 2025).
+
+B: images, P: patches of all images, K: patches of one image, L: tokens of a patch, S: side of a
+patch, N: blocks read, d: backbone width, D: projection width, V: length of a patch's vector
+(6 N similarities, then D context features). Attribute names are those of the published checkpoint.
+"""
+
+from typing import NamedTuple
+
+import torch
+from timm.models.beit import Beit
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.transforms.v2.functional import normalize
+
+from spai.models.backbone import stream_blocks
+from spai.models.patches import PatchBatch
+from spai.models.spectral import half_plane_filter, low_pass_mask, split_frequencies
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ImageOutput(NamedTuple):
+    """What the model says of B images.
+
+    logits: [B] float32, the log-odds that the image is generated.
+    features: [B, V], the image's vector before the head.
+    attention: [heads, K] for each image, a softmax over its patches; None in fixed resolution.
+    """
+
+    logits: Tensor
+    features: Tensor
+    attention: tuple[Tensor | None, ...]
+
+
+class Projector(nn.Module):
+    """Two linear layers, normalised after and, when asked, before."""
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        *,
+        dropout: float,
+        input_norm: bool,
+        last_activation: bool,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width_in) if input_norm else nn.Identity()
+        self.projector = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(width_in, width_out),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(width_out, width_out),
+            nn.GELU() if last_activation else nn.Identity(),
+            nn.Dropout(dropout),
+        )
+        self.norm2 = nn.LayerNorm(width_out)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Project [..., width_in] to [..., width_out]."""
+        return self.norm2(self.projector(self.norm1(features)))
+
+
+class BlockProjectors(nn.Module):
+    """One projector for each block."""
+
+    def __init__(self, projectors: list[Projector]) -> None:
+        super().__init__()
+        self.projectors = nn.ModuleList(projectors)
+
+
+class ContextProcessor(nn.Module):
+    """Spectral context vector (SCV): the blocks' statistics of the original image in one vector."""
+
+    def __init__(self, blocks: int, width_in: int, width: int, *, dropout: float) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.randn(1, blocks, width))
+        # A GELU after the second linear layer and no input norm: as the weights were trained.
+        self.proj1 = Projector(
+            2 * width_in, width, dropout=dropout, input_norm=False, last_activation=True
+        )
+        self.proj2 = Projector(
+            width, width, dropout=dropout, input_norm=False, last_activation=True
+        )
+
+    def forward(self, statistics: Tensor) -> Tensor:
+        """Combine token statistics [P, N, 2 D] into [P, D]."""
+        blocks = self.proj1(statistics)  # [P, N, D]
+        return self.proj2((blocks * self.alpha.softmax(dim=1)).sum(dim=1))
+
+
+class FeaturesProcessor(nn.Module):
+    """Turn the tokens of each block into the numbers that are kept of it."""
+
+    def __init__(
+        self,
+        *,
+        blocks: int,
+        width: int,
+        projection_dim: int,
+        dropout: float,
+        project: bool,
+        project_per_block: bool,
+        last_activation: bool,
+        similarities: bool,
+        context: bool,
+    ) -> None:
+        super().__init__()
+        self.similarities = similarities
+
+        def projector() -> Projector:
+            return Projector(
+                width,
+                projection_dim,
+                dropout=dropout,
+                input_norm=True,
+                last_activation=last_activation,
+            )
+
+        self.patch_projector: nn.Module
+        if not project:
+            self.patch_projector = nn.Identity()
+        elif project_per_block:
+            self.patch_projector = BlockProjectors([projector() for _ in range(blocks)])
+        else:
+            self.patch_projector = projector()
+        self.original_features_processor = (
+            ContextProcessor(
+                blocks, projection_dim if project else width, projection_dim, dropout=dropout
+            )
+            if context
+            else None
+        )
+        self.vector_size = 6 * blocks * similarities + projection_dim * context
+
+    def reduce(self, index: int, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Reduce the tokens of one block to what is kept of it.
+
+        Args:
+            index: which of the N blocks.
+            tokens: [3 P, L, d], those of the original, low and high images (or [P, L, d], of the
+                original alone, without similarities).
+
+        Returns:
+            [P, 3, 2] mean and std of the three similarities, or None; [P, 2 D] mean and std of
+            the projected original tokens, or None.
+        """
+        projector = self.patch_projector
+        if isinstance(projector, BlockProjectors):
+            projector = projector.projectors[index]
+        projected = projector(tokens)
+        with torch.autocast(tokens.device.type, enabled=False):
+            projected = projected.float()
+            if not self.similarities:
+                return None, _token_statistics(projected)
+            original, low, high = projected.chunk(3)
+            similarities = _similarity_statistics(original, low, high)
+            if self.original_features_processor is None:
+                return similarities, None
+            return similarities, _token_statistics(original)
+
+    def combine(
+        self, similarities: list[Tensor | None], statistics: list[Tensor | None]
+    ) -> Tensor:
+        """Join what was kept of the N blocks into the vector of each patch, [P, V]."""
+        parts = []
+        if self.similarities:
+            kept = [part for part in similarities if part is not None]
+            parts.append(torch.stack(kept, dim=-1).flatten(1))  # [P, 3, 2, N] -> [P, 6 N]
+        if self.original_features_processor is not None:
+            contexts = [part for part in statistics if part is not None]
+            parts.append(self.original_features_processor(torch.stack(contexts, dim=1)).float())
+        return torch.cat(parts, dim=1)
+
+
+class SpectralEncoder(nn.Module):
+    """Spectral split, backbone and projectors: a patch in, its spectral vector out."""
+
+    frequencies_mask: Tensor
+    low_pass: Tensor
+
+    def __init__(
+        self,
+        vit: Beit,
+        features_processor: FeaturesProcessor,
+        *,
+        size: int,
+        radius: float,
+        layers: list[int],
+        use_checkpoint: bool = False,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            vit: the backbone; frozen when its parameters do not require a gradient.
+            features_processor: what is made of the backbone's tokens.
+            size: S.
+            radius: of the low band, in DFT bins.
+            layers: the N blocks to read, increasing.
+            use_checkpoint: recompute the projections in the backward pass instead of keeping them.
+        """
+        super().__init__()
+        self.layers = layers
+        self.use_checkpoint = use_checkpoint
+        mask = low_pass_mask(size, radius)
+        # The mask is part of the published checkpoint; the filter made from it is not.
+        self.register_buffer("frequencies_mask", mask)
+        self.register_buffer("low_pass", half_plane_filter(mask), persistent=False)
+        self.vit = vit
+        self.features_processor = features_processor
+
+    def encode(self, patches: Tensor) -> Tensor:
+        """Turn patches [P, 3, S, S], uint8 or float in [0, 1], into vectors [P, V] float32."""
+        images = self._spectral_views(patches)
+        process = self.features_processor
+        similarities, statistics = [], []
+        for block, tokens in enumerate(stream_blocks(self.vit, images)):
+            if block not in self.layers:
+                continue
+            index = len(statistics)
+            if self.use_checkpoint and torch.is_grad_enabled():
+                kept = checkpoint(process.reduce, index, tokens, use_reentrant=False)
+            else:
+                kept = process.reduce(index, tokens)
+            similarities.append(kept[0])
+            statistics.append(kept[1])
+            if len(statistics) == len(self.layers):
+                break
+        return process.combine(similarities, statistics)
+
+    def _spectral_views(self, patches: Tensor) -> Tensor:
+        """Return the normalised originals, low and high parts, one after the other.
+
+        [3 P, 3, S, S] float32, or the originals [P, 3, S, S] when nothing compares them.
+        """
+        with torch.autocast(patches.device.type, enabled=False):
+            images = patches.float() / 255 if patches.dtype == torch.uint8 else patches.float()
+            if self.features_processor.similarities:
+                low, high = split_frequencies(images, self.low_pass)
+                # The clamp removes the negative half of the zero-mean high-pass image.
+                images = torch.cat([images, low.clamp(0, 1), high.clamp(0, 1)])
+            return normalize(images, list(IMAGENET_MEAN), list(IMAGENET_STD))
+
+
+class PatchEncoder(SpectralEncoder):
+    """The encoder as a module of its own."""
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return the vectors of patches, as `encode`."""
+        return self.encode(patches)
+
+
+class ClassificationHead(nn.Module):
+    """The perceptron that turns an image's vector into its logit."""
+
+    def __init__(self, width: int, *, ratio: float, dropout: float) -> None:
+        super().__init__()
+        hidden = int(width * ratio)
+        self.head = nn.Sequential(
+            nn.Linear(width, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits [B] of vectors [B, V]."""
+        return self.head(features).squeeze(1).float()
+
+
+class Spai(nn.Module):
+    """SPAI at any resolution: spectral context attention (SCA) pools the patches of an image."""
+
+    def __init__(
+        self,
+        encoder: PatchEncoder,
+        *,
+        attention_width: int,
+        heads: int,
+        head_ratio: float,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        width = encoder.features_processor.vector_size
+        self.heads = heads
+        self.mfvit = encoder
+        self.patch_aggregator = nn.Parameter(torch.randn(heads, 1, attention_width // heads))
+        self.to_kv = nn.Linear(width, 2 * attention_width, bias=False)
+        self.attention_dropout = nn.Dropout(dropout)
+        self.to_out = nn.Sequential(
+            nn.Linear(attention_width, width, bias=False), nn.Dropout(dropout)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.cls_head = ClassificationHead(width, ratio=head_ratio, dropout=dropout)
+
+    @property
+    def backbone(self) -> Beit:
+        """The vision transformer."""
+        return self.mfvit.vit
+
+    def encode(self, patches: Tensor) -> Tensor:
+        """Turn patches [P, 3, S, S], uint8 or float in [0, 1], into vectors [P, V] float32."""
+        return self.mfvit(patches)
+
+    def pool(self, vectors: Tensor) -> ImageOutput:
+        """Pool the patch vectors [B, K, V] of images with the same number of patches."""
+        batch, count, _ = vectors.shape
+        keys_values = self.to_kv(vectors).reshape(batch, count, 2, self.heads, -1)
+        keys, values = keys_values.permute(2, 0, 3, 1, 4)  # each [B, heads, K, width / heads]
+        query = self.patch_aggregator  # [heads, 1, width / heads]
+        weights = (query @ keys.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1)
+        pooled = self.attention_dropout(weights) @ values  # [B, heads, 1, width / heads]
+        features = self.norm(self.to_out(pooled.flatten(1)))
+        return ImageOutput(self.cls_head(features), features, tuple(weights.squeeze(2).float()))
+
+    def forward(self, batch: PatchBatch) -> ImageOutput:
+        """Score the images of a batch."""
+        return _score_batch(self, batch)
+
+
+class FixedResolutionSpai(SpectralEncoder):
+    """SPAI on one view of fixed size: the head reads the patch vector directly."""
+
+    def __init__(
+        self,
+        vit: Beit,
+        features_processor: FeaturesProcessor,
+        *,
+        size: int,
+        radius: float,
+        layers: list[int],
+        use_checkpoint: bool = False,
+        head_ratio: float,
+        dropout: float,
+        reduction: str,
+    ) -> None:
+        """Add a head to the encoder, whose parts keep their names without a prefix.
+
+        Args:
+            vit: as for `SpectralEncoder`, like the arguments that follow.
+            features_processor: the same.
+            size: the same.
+            radius: the same.
+            layers: the same.
+            use_checkpoint: the same.
+            head_ratio: hidden width of the head over V.
+            dropout: rate in the head.
+            reduction: "mean" or "max" of the logits of several views of an image.
+        """
+        super().__init__(
+            vit,
+            features_processor,
+            size=size,
+            radius=radius,
+            layers=layers,
+            use_checkpoint=use_checkpoint,
+        )
+        self.cls_head = ClassificationHead(
+            features_processor.vector_size, ratio=head_ratio, dropout=dropout
+        )
+        self.reduction = reduction
+
+    @property
+    def backbone(self) -> Beit:
+        """The vision transformer."""
+        return self.vit
+
+    def pool(self, vectors: Tensor) -> ImageOutput:
+        """Reduce the views [B, K, V] of images to one logit each."""
+        logits = self.cls_head(vectors.flatten(0, 1)).reshape(vectors.shape[:2])
+        reduced = logits.mean(dim=1) if self.reduction == "mean" else logits.amax(dim=1)
+        return ImageOutput(reduced, vectors.mean(dim=1), (None,) * len(vectors))
+
+    def forward(self, batch: PatchBatch) -> ImageOutput:
+        """Score the images of a batch."""
+        return _score_batch(self, batch)
+
+
+ImageModel = Spai | FixedResolutionSpai
+
+
+def _score_batch(model: ImageModel, batch: PatchBatch) -> ImageOutput:
+    """Encode all patches at once, then pool the images: together where they have as many."""
+    vectors = model.encode(batch.patches)
+    if len({len(members) for members in batch.members}) == 1:
+        return model.pool(vectors[torch.stack(batch.members)])
+    outputs = [model.pool(vectors[members][None]) for members in batch.members]
+    return ImageOutput(
+        torch.cat([output.logits for output in outputs]),
+        torch.cat([output.features for output in outputs]),
+        tuple(output.attention[0] for output in outputs),
+    )
+
+
+def _similarity_statistics(original: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Compare three images token by token (spectral reconstruction similarity, SRS).
+
+    Args:
+        original: [P, L, D] float32.
+        low: the same.
+        high: the same.
+
+    Returns:
+        [P, 3, 2]: mean and sample standard deviation over the tokens of the cosine similarities
+        (original, low), (original, high), (low, high).
+    """
+    similarities = torch.stack(
+        [_cosine(original, low), _cosine(original, high), _cosine(low, high)], dim=1
+    )  # [P, 3, L]
+    return torch.stack([similarities.mean(dim=-1), similarities.std(dim=-1)], dim=-1)
+
+
+def _token_statistics(tokens: Tensor) -> Tensor:
+    """Return mean and sample standard deviation over the tokens [P, L, D] as [P, 2 D]."""
+    return torch.cat([tokens.mean(dim=1), tokens.std(dim=1)], dim=1)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Return the cosine of the angle between vectors [..., D], written so that it exports."""
+    return (a * b).sum(dim=-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=1e-8)
