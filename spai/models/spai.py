@@ -156,15 +156,12 @@ class FeaturesProcessor(nn.Module):
             projected = projected.float()
             if not self.similarities:
                 return None, _token_statistics(projected)
-            original, low, high = projected.chunk(3)
-            similarities = _similarity_statistics(original, low, high)
+            similarities = _similarity_statistics(projected)
             if self.original_features_processor is None:
                 return similarities, None
-            return similarities, _token_statistics(original)
+            return similarities, _token_statistics(projected.chunk(3)[0])
 
-    def combine(
-        self, similarities: list[Tensor | None], statistics: list[Tensor | None]
-    ) -> Tensor:
+    def combine(self, similarities: list[Tensor | None], statistics: list[Tensor | None]) -> Tensor:
         """Join what was kept of the N blocks into the vector of each patch, [P, V]."""
         parts = []
         if self.similarities:
@@ -398,29 +395,24 @@ def _score_batch(model: ImageModel, batch: PatchBatch) -> ImageOutput:
     )
 
 
-def _similarity_statistics(original: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Compare three images token by token (spectral reconstruction similarity, SRS).
+def _similarity_statistics(tokens: Tensor) -> Tensor:
+    """Compare the three versions of each image token by token (SRS).
+
+    The cosine is written as a product of unit vectors, which every graph format can express.
 
     Args:
-        original: [P, L, D] float32.
-        low: the same.
-        high: the same.
+        tokens: [3 P, L, D] float32, the originals, then the low, then the high parts.
 
     Returns:
         [P, 3, 2]: mean and sample standard deviation over the tokens of the cosine similarities
         (original, low), (original, high), (low, high).
     """
-    similarities = torch.stack(
-        [_cosine(original, low), _cosine(original, high), _cosine(low, high)], dim=1
-    )  # [P, 3, L]
+    original, low, high = nn.functional.normalize(tokens, dim=-1, eps=1e-8).chunk(3)
+    pairs = ((original, low), (original, high), (low, high))
+    similarities = torch.stack([(a * b).sum(dim=-1) for a, b in pairs], dim=1)  # [P, 3, L]
     return torch.stack([similarities.mean(dim=-1), similarities.std(dim=-1)], dim=-1)
 
 
 def _token_statistics(tokens: Tensor) -> Tensor:
     """Return mean and sample standard deviation over the tokens [P, L, D] as [P, 2 D]."""
     return torch.cat([tokens.mean(dim=1), tokens.std(dim=1)], dim=1)
-
-
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Return the cosine of the angle between vectors [..., D], written so that it exports."""
-    return (a * b).sum(dim=-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=1e-8)

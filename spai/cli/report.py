@@ -1,0 +1,88 @@
+"""`spai report`: metrics and tables from score CSVs, without a model."""
+
+import hashlib
+import logging
+import platform
+import shlex
+import sys
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+from spai._version import __version__
+from spai.cli import options
+
+log = logging.getLogger(__name__)
+
+
+@options.command(name="report")
+@click.option(
+    "--scores",
+    "files",
+    type=options.PATH,
+    multiple=True,
+    help="A CSV of `infer` or `test`; repeatable. Its class is in the column `class`, or in a file "
+    "name that begins with real_ or fake_.",
+)
+@click.option("--real", type=options.PATH, multiple=True, help="A score CSV of real images only.")
+@click.option(
+    "--generated", type=options.PATH, multiple=True, help="A score CSV of generated images only."
+)
+@click.option(
+    "--score-column",
+    default="spai",
+    show_default=True,
+    help="The column of scores. A scores.csv of `test` needs no name.",
+)
+@click.option("--output", type=options.PATH, required=True, help="The folder for the results.")
+def command(
+    files: tuple[Path, ...],
+    real: tuple[Path, ...],
+    generated: tuple[Path, ...],
+    score_column: str,
+    output: Path,
+) -> None:
+    """Compute metrics and tables from score CSVs, without the model.
+
+    Each CSV is a data set. When some hold only real and others only generated images, every
+    generator is also compared with every real source.
+    """
+    from spai.report.results import RESULT_FILES, read_scores, write_results
+
+    inputs = (*files, *real, *generated)
+    _check_output(output, inputs, RESULT_FILES)
+    scores = read_scores(files, column=score_column, real=real, generated=generated)
+    results = write_results(output, scores, _run_facts(inputs, score_column))
+    failed = sum(metrics.errors for metrics in results.metrics.values())
+    sets = len(results.metrics)
+    log.info("%d images in %d data sets, %d without a score", len(scores), sets, failed)
+    if results.cross is not None and results.cross.average is not None:
+        log.info("average AUC of the generators: %.1f %%", 100 * results.cross.average)
+    click.echo(output / "report.md")
+
+
+def _check_output(output: Path, inputs: Iterable[Path], names: Iterable[str]) -> None:
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output}: is a file; give a folder with --output")
+    written = {(output / name).resolve() for name in names}
+    for file in inputs:
+        if file.resolve() in written:
+            raise ValueError(f"{file}: would be overwritten; give another folder with --output")
+
+
+def _run_facts(inputs: Iterable[Path], score_column: str) -> dict[str, object]:
+    return {
+        "command": shlex.join(["spai", *sys.argv[1:]]),
+        "score_column": score_column,
+        "inputs": [
+            {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+            for file in inputs
+        ],
+        "versions": {
+            "spai": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "pandas", "scikit-learn")},
+        },
+    }

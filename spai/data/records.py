@@ -1,0 +1,221 @@
+"""What there is to score: the images of a folder, the rows of a CSV, or one image."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from spai.data.images import has_image_extension, looks_like_image
+
+IMAGE_COLUMN, CLASS_COLUMN, SPLIT_COLUMN = "image", "class", "split"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One image to score.
+
+    Attributes:
+        path: where it is.
+        name: how it is called in the output: as in the CSV, or relative to the folder (POSIX).
+        label: 0 real, 1 generated, None unknown.
+        row: its row of the input, from 0.
+    """
+
+    path: Path
+    name: str
+    label: int | None
+    row: int
+
+
+@dataclass(frozen=True)
+class InputTable:
+    """The images of one input.
+
+    Attributes:
+        source: the folder, CSV or image that was given.
+        name: of the output files, without extension.
+        root: what the names of the records are relative to.
+        records: the images to score.
+        frame: what the output repeats of the input, a row for each image, all cells text.
+        skipped: why rows that have no record are not scored, by row.
+    """
+
+    source: Path
+    name: str
+    root: Path
+    records: Sequence[ImageRecord]
+    frame: pd.DataFrame
+    skipped: dict[int, str] = field(default_factory=dict)
+
+
+def read_input(
+    source: Path,
+    *,
+    recursive: bool = True,
+    split: str = "test",
+    csv_root: Path | None = None,
+    exclude: Path | None = None,
+) -> InputTable:
+    """List the images of a folder, a CSV or a single image file, told apart by content.
+
+    Args:
+        source: what to read.
+        recursive: descend into the folders of a folder.
+        split: rows to take of a CSV with a `split` column.
+        csv_root: what the paths of a CSV are relative to; None for the CSV's folder.
+        exclude: a folder inside the input that is left out.
+
+    Raises:
+        ValueError: it does not exist, holds no image, or is no readable CSV.
+    """
+    if source.is_dir():
+        return read_folder(source, recursive=recursive, exclude=exclude)
+    if not source.exists():
+        raise ValueError(f"{source}: no such file or folder")
+    if looks_like_image(source):
+        record = ImageRecord(source, _as_text(source.name), None, 0)
+        return InputTable(
+            source, _as_text(source.stem), source.parent, [record], _names_frame([record])
+        )
+    return read_csv(source, split=split, root=csv_root)
+
+
+def read_folder(folder: Path, *, recursive: bool = True, exclude: Path | None = None) -> InputTable:
+    """List the images of a folder in natural order.
+
+    Raises:
+        ValueError: it cannot be read or holds no image.
+    """
+    excluded = exclude.resolve() if exclude is not None else None
+    try:
+        names = sorted(_image_names(folder, recursive, excluded), key=natural_key)
+    except OSError as error:
+        raise ValueError(f"{error.filename}: folder cannot be read: {error.strerror}") from error
+    if not names:
+        where = "" if recursive else " (folders inside it are left out: --no-recursive)"
+        raise ValueError(f"{folder}: no image in this folder{where}")
+    records = [
+        ImageRecord(folder / name, _as_text(name), None, row) for row, name in enumerate(names)
+    ]
+    output_name = _as_text(folder.resolve().name) or "root"
+    return InputTable(folder, output_name, folder, records, _names_frame(records))
+
+
+def read_csv(csv: Path, *, split: str = "test", root: Path | None = None) -> InputTable:
+    """List the images of a CSV with an `image` column.
+
+    Rows of another split stay in the output, unscored.
+
+    Raises:
+        ValueError: not a CSV, no `image` column, or no row of the split.
+    """
+    frame = read_table(csv)
+    if IMAGE_COLUMN not in frame:
+        raise ValueError(
+            f"{csv}: neither an image nor a CSV with a column {IMAGE_COLUMN!r}; "
+            f"its first line has {', '.join(map(repr, frame.columns[:8]))}"
+        )
+    if frame.empty:
+        raise ValueError(f"{csv}: no rows below the header")
+    skipped: dict[int, str] = {}
+    if SPLIT_COLUMN in frame:
+        splits = frame[SPLIT_COLUMN]
+        if not (splits == split).any():
+            raise ValueError(f"{csv}: no rows with split={split!r}; found {sorted(set(splits))}")
+        skipped = {
+            row: f"not scored: of split {value!r}"
+            for row, value in enumerate(splits)
+            if value != split
+        }
+    folder = csv.parent if root is None else root
+    labels = parse_labels(frame)
+    records = [
+        ImageRecord(folder / name, name, labels[row], row)
+        for row, name in enumerate(frame[IMAGE_COLUMN])
+        if row not in skipped
+    ]
+    return InputTable(csv, _as_text(csv.stem), folder, records, frame, skipped)
+
+
+def read_table(csv: Path) -> pd.DataFrame:
+    """Read a CSV with all cells as text, exactly as written.
+
+    Raises:
+        ValueError: it cannot be read as a UTF-8 CSV with a header.
+    """
+    try:
+        return pd.read_csv(
+            csv, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8-sig"
+        )
+    except pd.errors.EmptyDataError as error:
+        raise ValueError(f"{csv}: empty file, not a CSV") from error
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, ValueError) as error:
+        raise ValueError(f"{csv}: not an image, and not a readable CSV: {error}") from error
+
+
+def parse_labels(frame: pd.DataFrame) -> list[int | None]:
+    """Return the `class` of each row, None where it is not 0 or 1."""
+    if CLASS_COLUMN not in frame:
+        return [None] * len(frame)
+    numbers = pd.to_numeric(frame[CLASS_COLUMN], errors="coerce").to_numpy(np.float64)
+    return [int(number) if number in (0, 1) else None for number in numbers]
+
+
+def check_distinct_outputs(tables: Sequence[InputTable]) -> None:
+    """Raise ValueError when two inputs would write the same file."""
+    seen: dict[str, Path] = {}
+    for table in tables:
+        key = table.name.casefold()
+        if key in seen:
+            raise ValueError(
+                f"{seen[key]} and {table.source} would both write {table.name}; "
+                "score them with different --output folders"
+            )
+        seen[key] = table.source
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Return a sort key that orders the numbers in names by value: img2 before img10."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def _image_names(folder: Path, recursive: bool, excluded: Path | None) -> Iterator[str]:
+    """Yield the POSIX names, relative to `folder`, of the files that are or claim to be images."""
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        with os.scandir(folder / prefix) as entries:
+            for entry in entries:
+                name = f"{prefix}{entry.name}"
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    if recursive and Path(entry.path).resolve() != excluded:
+                        pending.append(f"{name}/")
+                elif _is_candidate(entry):
+                    yield name
+
+
+def _is_candidate(entry: os.DirEntry[str]) -> bool:
+    """Tell whether a file is taken: an image by its first bytes or by its extension."""
+    claims = has_image_extension(entry.name)
+    try:
+        regular = stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
+        return claims  # such as a dangling link: an error row says so
+    return regular and (claims or looks_like_image(Path(entry.path)))
+
+
+def _names_frame(records: Sequence[ImageRecord]) -> pd.DataFrame:
+    return pd.DataFrame({IMAGE_COLUMN: [record.name for record in records]}, dtype=str)
+
+
+def _as_text(name: str) -> str:
+    """Return a file name as valid text; bytes that are not UTF-8 become backslash escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
