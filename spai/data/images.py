@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,57 +24,16 @@ from torch import Tensor
 MAX_PIXELS = 500_000_000
 
 # Formats that Pillow decodes by itself; others (EPS among them) would start other programs.
-FORMATS = [
-    "AVIF",
-    "BMP",
-    "DIB",
-    "GIF",
-    "ICO",
-    "JPEG",
-    "JPEG2000",
-    "MPO",
-    "PCX",
-    "PNG",
-    "PPM",
-    "PSD",
-    "QOI",
-    "SGI",
-    "TIFF",
-    "WEBP",
-    "HEIF",
-]
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG"),
+    *("PPM", "PSD", "QOI", "SGI", "TIFF", "WEBP"),
+)
 EXTENSIONS = frozenset(
-    [
-        ".apng",
-        ".avif",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".heic",
-        ".heif",
-        ".ico",
-        ".j2k",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".jpx",
-        ".jxl",
-        ".mpo",
-        ".pbm",
-        ".pcx",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".psd",
-        ".qoi",
-        ".sgi",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
+    (
+        *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif"),
+        *(".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".jxl", ".mpo", ".pbm", ".pcx", ".pgm"),
+        *(".png", ".pnm", ".ppm", ".psd", ".qoi", ".sgi", ".tif", ".tiff", ".webp"),
+    )
 )
 HEADER_BYTES = 512
 
@@ -198,6 +157,11 @@ class RowImage:
         if image.mode == "F":
             raise ImageError("floating-point pixels (mode F) have no defined brightness range")
         self._image = image
+
+    @classmethod
+    def from_tensor(cls, pixels: Tensor) -> "RowImage":
+        """Wrap uint8 pixels [3, H, W]."""
+        return cls(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -367,7 +331,7 @@ def _register_heif() -> None:
         pillow_heif.register_heif_opener()
 
 
-def _formats() -> Sequence[str]:
+def _formats() -> list[str]:
     """Return the allowed formats that this Pillow knows."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]

@@ -1,5 +1,6 @@
 """What there is to score: the images of a folder, the rows of a CSV, or one image."""
 
+import logging
 import os
 import re
 import stat
@@ -11,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from spai.data.images import has_image_extension, looks_like_image
+
+logger = logging.getLogger(__name__)
 
 IMAGE_COLUMN, CLASS_COLUMN, SPLIT_COLUMN = "image", "class", "split"
 
@@ -150,7 +153,12 @@ def read_table(csv: Path) -> pd.DataFrame:
     """
     try:
         return pd.read_csv(
-            csv, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8-sig"
+            csv,
+            dtype=str,
+            keep_default_na=False,
+            na_filter=False,
+            index_col=False,
+            encoding="utf-8-sig",
         )
     except pd.errors.EmptyDataError as error:
         raise ValueError(f"{csv}: empty file, not a CSV") from error
@@ -190,7 +198,14 @@ def _image_names(folder: Path, recursive: bool, excluded: Path | None) -> Iterat
     pending = [""]
     while pending:
         prefix = pending.pop()
-        with os.scandir(folder / prefix) as entries:
+        try:
+            listing = os.scandir(folder / prefix)
+        except OSError as error:
+            if not prefix:
+                raise
+            logger.warning("%s: left out: %s", folder / prefix, error.strerror)
+            continue
+        with listing as entries:
             for entry in entries:
                 name = f"{prefix}{entry.name}"
                 if entry.name.startswith("."):

@@ -8,7 +8,7 @@ B: images, L: patch tokens of an image (without CLS), d: width.
 from collections.abc import Iterator
 
 import torch
-from timm.models.beit import Beit
+from timm.models.beit import Attention, Beit
 from torch import Tensor, nn
 
 
@@ -68,11 +68,12 @@ def build_backbone(
 def use_fused_attention(vit: Beit, fused: bool) -> None:
     """Choose between torch's fused attention kernel and explicit matrix products.
 
-    The kernel saves memory and time on a GPU. On the CPU it saves neither, and its rounding moved
-    logits of the reference images up to eight times as far from the float64 result.
+    The kernel saves memory and time on a GPU. On the CPU its coarser rounding moved the logit of a
+    reference image by 1e-5, ten times as much as explicit products do.
     """
-    for block in vit.blocks:
-        block.attn.fused_attn = fused
+    for module in vit.modules():
+        if isinstance(module, Attention):
+            module.fused_attn = fused
 
 
 def stream_blocks(vit: Beit, images: Tensor) -> Iterator[Tensor]:

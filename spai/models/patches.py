@@ -89,8 +89,8 @@ class PatchCutter:
     def layout(self, height: int, width: int) -> PatchLayout:
         """Return where the patches of an image of this size lie."""
         height, width = max(height, self.size), max(width, self.size)
-        tops = range(0, height - self.size + 1, self.stride)
-        lefts = range(0, width - self.size + 1, self.stride)
+        tops: Sequence[int] = range(0, height - self.size + 1, self.stride)
+        lefts: Sequence[int] = range(0, width - self.size + 1, self.stride)
         total = len(tops) * len(lefts)
         if total < self.minimum:
             crops = five_crop_corners(height, width, self.size)
@@ -132,19 +132,20 @@ class CentreCutter:
     def __call__(self, image: Pixels) -> Iterator[PatchPiece]:
         """Yield the views of an image, [1 or 10, 3, S, S]."""
         height, width = image.shape[1:]
+        crops: tuple[tuple[int, int], ...]
         if self.ten_crop:
             crops = five_crop_corners(max(height, self.size), max(width, self.size), self.size)
             views = torch.stack([_crop(image, top, left, self.size) for top, left in crops])
             views = torch.cat([views, views.flip(-1)])
         elif self.crop:
             top, left = (max(0, side - self.size) // 2 for side in (height, width))
-            crops = [(top, left)]
+            crops = ((top, left),)
             views = _crop(image, top, left, self.size)[None]
         else:
-            crops = [(0, 0)]
+            crops = ((0, 0),)
             size = [self.size, self.size]
             views = F.resize(image[:, 0:height], size, antialias=False)[None]
-        layout = PatchLayout(tuple(crops), tuple(range(len(views))), len(views))
+        layout = PatchLayout(crops, tuple(range(len(views))), len(views))
         yield PatchPiece(layout, views)
 
 
@@ -188,7 +189,8 @@ def _crop(image: Pixels, top: int, left: int, size: int) -> Tensor:
 
 def _rows_of(corners: Iterable[tuple[int, int]]) -> Iterator[tuple[int, list[int]]]:
     """Group consecutive corners of the same row: (top, lefts)."""
-    top, lefts = -1, []
+    top = -1
+    lefts: list[int] = []
     for corner_top, left in corners:
         if lefts and corner_top != top:
             yield top, lefts

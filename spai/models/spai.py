@@ -213,7 +213,8 @@ class SpectralEncoder(nn.Module):
         """Turn patches [P, 3, S, S], uint8 or float in [0, 1], into vectors [P, V] float32."""
         images = self._spectral_views(patches)
         process = self.features_processor
-        similarities, statistics = [], []
+        similarities: list[Tensor | None] = []
+        statistics: list[Tensor | None] = []
         for block, tokens in enumerate(stream_blocks(self.vit, images)):
             if block not in self.layers:
                 continue
