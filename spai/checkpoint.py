@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from spai._version import __version__
-from spai.config import as_plain, config_to_yaml
+from spai.config import config_to_yaml
 from spai.models.backbone import build_backbone
 from spai.models.spai import FeaturesProcessor, FixedResolutionSpai, ImageModel, PatchEncoder, Spai
 
@@ -131,13 +131,13 @@ def read_model_file(path: Path) -> ModelFile:
     sha256 = file_sha256(path)
     if is_safetensors(path):
         tensors, metadata = _read_safetensors(path)
-        epoch = metadata.get("epoch", "")
+        said = metadata.get("epoch", "")
         return ModelFile(
             path,
             sha256,
             tensors,
             config_text=metadata.get("config"),
-            epoch=int(epoch) if epoch.isdecimal() else None,
+            epoch=int(said) if said.isdecimal() else None,
         )
     content = read_pickle(path)
     tensors = _state_dict(content, path)
@@ -196,8 +196,9 @@ def load_mfm_encoder(path: Path, vit: nn.Module) -> None:
     Raises:
         ValueError: unreadable, or a tensor is missing, unexpected or of another shape.
     """
-    stored = _read_safetensors(path)[0] if is_safetensors(path) else None
-    if stored is None:
+    if is_safetensors(path):
+        stored, _ = _read_safetensors(path)
+    else:
         stored = _state_dict(read_pickle(path), path)
     if not any(name.startswith("encoder.") for name in stored):
         raise ValueError(
@@ -335,8 +336,3 @@ def _publish(partial: Path, path: Path) -> None:
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)
-
-
-def embedded_config_plain(file: ModelFile) -> dict[str, Any] | None:
-    """Return the configuration that another program's pickle embeds as plain data."""
-    return None if file.foreign_config is None else as_plain(file.foreign_config)

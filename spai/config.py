@@ -302,6 +302,21 @@ def load_config(
     return config
 
 
+def adopt_config(tree: Mapping[str, Any]) -> CfgNode:
+    """Take over the keys that we know of another program's configuration.
+
+    Raises:
+        ValueError: a value has another type or is not one of the choices.
+    """
+    config = default_config()
+    known = dict(flatten(DEFAULTS))
+    for key, value in flatten(_with_text_keys(tree)):
+        if key in known:
+            _assign(config, key, value, source="embedded configuration", ignored=set())
+    _check_values(config)
+    return config
+
+
 def config_to_yaml(config: CfgNode) -> str:
     """Return the tree as YAML that `load_config(text=...)` reads back to an equal tree."""
     return yaml.safe_dump(as_plain(config), sort_keys=False)
@@ -395,7 +410,10 @@ def _assign(config: CfgNode, key: str, value: Any, *, source: str, ignored: set[
             ignored.add(key)
             return
         raise ValueError(_unknown_key(key, source))
-    node[name] = _coerce(key, _literal(value), node[name], source)
+    parsed = _literal(value)
+    if isinstance(value, str) and isinstance(node[name], str) and not isinstance(parsed, str):
+        parsed = value  # a tag or path that happens to look like a literal
+    node[name] = _coerce(key, parsed, node[name], source)
 
 
 def _unknown_key(key: str, source: str) -> str:
@@ -428,8 +446,6 @@ def _coerce(key: str, value: Any, current: Any, source: str) -> Any:
         return type(current)(value)
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)  # a tag such as 2024
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if key.endswith("MLP_RATIO") and isinstance(value, float):

@@ -12,15 +12,17 @@ import click
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 PATH = click.Path(path_type=Path)
 
-USAGE_ERROR, FAILURE = 2, 1
-
 
 class UserError(click.ClickException):
-    """One line on stderr; exit code 2 for a mistake in what was asked, 1 for a failure."""
+    """One line on stderr and exit code 2: a mistake in what was asked."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    exit_code = 2
+
+
+class Failure(click.ClickException):
+    """One line on stderr and exit code 1: what was asked could not be done."""
+
+    exit_code = 1
 
 
 def command(**settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
@@ -46,9 +48,8 @@ def command(**settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
             except (ValueError, OSError, RuntimeError) as error:
                 if debug:
                     raise
-                mistake = isinstance(error, ValueError)
-                message = str(error) or type(error).__name__
-                raise UserError(message, USAGE_ERROR if mistake else FAILURE) from error
+                kind = UserError if isinstance(error, ValueError) else Failure
+                raise kind(str(error) or type(error).__name__) from error
 
         with_debug = click.option("--debug", is_flag=True, help="Show tracebacks and debug logs.")
         return click.command(**settings)(with_debug(run))

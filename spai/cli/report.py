@@ -57,7 +57,7 @@ def command(
     results = write_results(output, scores, _run_facts(inputs, score_column))
     failed = sum(metrics.errors for metrics in results.metrics.values())
     sets = len(results.metrics)
-    log.info("%d images in %d data sets, %d without a score", len(scores), sets, failed)
+    log.info("data sets: %d, images: %d, without a score: %d", sets, len(scores), failed)
     if results.cross is not None and results.cross.average is not None:
         log.info("average AUC of the generators: %.1f %%", 100 * results.cross.average)
     click.echo(output / "report.md")

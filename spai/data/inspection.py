@@ -7,12 +7,11 @@ classes differ in size, format and JPEG quality, and can they be told apart by t
 import hashlib
 import io
 import os
-import stat
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -22,22 +21,15 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from spai.data.shortcuts import (
-    FAMILIES,
-    FEATURES,
-    FORMATS,
-    ContainerFacts,
-    facts_table,
-    read_facts,
-    shortcut_probe,
-)
+from spai.data.images import MAX_PIXELS, FileSource, FileStamp, ImageError, Source, open_image
+from spai.data.shortcuts import ContainerFacts, facts_table, probe_families, read_facts
 from spai.data.tables import CLASS_NAMES, Sample
 
-MAX_PIXELS = 500_000_000
 WARNING_LEVEL = 0.6
 MIN_PROBE_IMAGES = 10  # of each class; below, the probe would report noise
 _HUGE_PIXELS = 50_000_000
 _decoding_huge = threading.Lock()
+_opening = threading.Lock()  # an LMDB transaction serves one thread at a time
 
 
 class FileCheck(NamedTuple):
@@ -103,19 +95,58 @@ class Report:
     probes: list[ProbeReport]
 
 
-def check_samples(samples: Sequence[Sample], *, max_pixels: int = MAX_PIXELS) -> Report:
+def check_samples(
+    samples: Sequence[Sample], *, source: Source | None = None, max_pixels: int = MAX_PIXELS
+) -> Report:
     """Read every file of a data set once and report on it.
 
     Args:
         samples: the rows; the same file listed twice counts as a duplicate.
+        source: where the bytes come from; None for files.
         max_pixels: larger images count as broken.
     """
-    checks = scan_files([sample.path for sample in samples], max_pixels=max_pixels)
-    pairs = list(zip(samples, checks, strict=True))
+    reader = source or FileSource()
+
+    def check(sample: Sample) -> FileCheck:
+        return check_file(sample.path, reader, max_pixels)
+
+    with _shared_pillow_settings(), ThreadPool(min(4, os.cpu_count() or 1)) as pool:
+        found = pool.imap(check, samples, chunksize=8)
+        # The bar is off when stderr is no terminal.
+        checks = list(tqdm(found, total=len(samples), unit="image", disable=None))
+    return summarise(list(zip(samples, checks, strict=True)))
+
+
+def check_file(path: Path, source: Source, max_pixels: int = MAX_PIXELS) -> FileCheck:
+    """Read, hash and decode one image, as `spai infer` would; never raises for what the file is.
+
+    Links to files are followed; pipes, devices and folders are not opened.
+    """
+    try:
+        with _opening:
+            file, stamp = source.open(path)
+        data = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+    except (ImageError, OSError) as error:
+        absent = not (isinstance(source, FileSource) and path.exists())
+        return FileCheck(error=str(error), missing=absent)
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        with open_image(path, _Memory(data, stamp), max_pixels) as opened:
+            facts = read_facts(opened)
+            # One huge image at a time, or four of them fill the memory.
+            with _decoding_huge if opened.pixels > _HUGE_PIXELS else nullcontext():
+                opened.decode()
+    except ImageError as error:
+        return FileCheck(sha256=digest, error=str(error))
+    return FileCheck(facts=facts, sha256=digest)
+
+
+def summarise(pairs: Sequence[tuple[Sample, FileCheck]]) -> Report:
+    """Return the report on files that were checked."""
     groups: dict[tuple[str, int], list[FileCheck]] = {}
     for sample, check in pairs:
         groups.setdefault((sample.split, sample.label), []).append(check)
-    splits = dict.fromkeys(sample.split for sample in samples)
+    splits = dict.fromkeys(sample.split for sample, _ in pairs)
     return Report(
         groups=[_group_report(split, label, found) for (split, label), found in groups.items()],
         missing=[str(sample.path) for sample, check in pairs if check.missing],
@@ -127,39 +158,14 @@ def check_samples(samples: Sequence[Sample], *, max_pixels: int = MAX_PIXELS) ->
     )
 
 
-def scan_files(paths: Sequence[Path], *, max_pixels: int = MAX_PIXELS) -> list[FileCheck]:
-    """Check files in parallel, in order, with a progress bar when stderr is a terminal."""
-    with _quiet_pillow(), ThreadPool(min(4, os.cpu_count() or 1)) as pool:
-        found = pool.imap(lambda path: check_file(path, max_pixels=max_pixels), paths, chunksize=8)
-        return list(tqdm(found, total=len(paths), unit="image", disable=None))
-
-
-def check_file(path: Path, *, max_pixels: int = MAX_PIXELS) -> FileCheck:
-    """Read, hash and decode one file; never raises for what the file is.
-
-    Links to files are followed; pipes, devices and folders are not opened.
-    """
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            return FileCheck(error="not a regular file")
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return FileCheck(error="missing", missing=True)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        return FileCheck(error=_reason(error))
-    digest = hashlib.sha256(data).hexdigest()
-    try:
-        return FileCheck(facts=_decode(data, max_pixels), sha256=digest)
-    except Exception as error:  # Decoders raise nearly anything on damaged files.
-        return FileCheck(sha256=digest, error=_reason(error))
-
-
 def format_report(report: Report, *, most: int = 10) -> str:
     """Return the report as text tables; of long lists the first `most` lines."""
     lines = [pd.DataFrame([_group_row(group) for group in report.groups]).to_string(index=False)]
     broken = [f"{path}: {error}" for path, error in report.broken.items()]
-    repeats = [f"{', '.join(d.images)} ({_where(d)})" for d in report.duplicates]
+    repeats = [
+        f"{', '.join(d.images)} (in {' and '.join(d.splits)}, as {' and '.join(d.labels)})"
+        for d in report.duplicates
+    ]
     lines += _listing("missing files", report.missing, most)
     lines += _listing("broken files", broken, most)
     lines += _listing("sets of identical files", repeats, most)
@@ -169,11 +175,20 @@ def format_report(report: Report, *, most: int = 10) -> str:
     return "\n".join(lines)
 
 
+class _Memory(NamedTuple):
+    """A source of one image whose bytes were already read."""
+
+    data: bytes
+    stamp: FileStamp
+
+    def open(self, path: Path) -> tuple[io.BytesIO, FileStamp]:
+        return io.BytesIO(self.data), self.stamp
+
+
 @contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Lift Pillow's own pixel limit (ours is checked instead) and mute its warnings."""
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
+def _shared_pillow_settings() -> Iterator[None]:
+    """Hold the process-wide settings that `open_image` changes, so that threads do not race."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -182,29 +197,8 @@ def _quiet_pillow() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _decode(data: bytes, max_pixels: int) -> ContainerFacts:
-    """Decode all pixels; raises whatever Pillow raises."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        pixels = image.width * image.height
-        if pixels > max_pixels:
-            raise ValueError(f"{pixels} pixels, more than {max_pixels}")
-        facts = read_facts(image, len(data))
-        if pixels > _HUGE_PIXELS:
-            with _decoding_huge:  # One at a time, or four of them fill the memory.
-                image.load()
-        else:
-            image.load()
-        return facts
-
-
-def _reason(error: BaseException) -> str:
-    """Return one line about an error, without the address of a buffer."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return f"not an image in one of the formats {', '.join(FORMATS)}"
-    return " ".join((str(error) or type(error).__name__).split())
-
-
 def _group_report(split: str, label: int, checks: Sequence[FileCheck]) -> GroupReport:
+    """Summarise the files of one class in one split."""
     table = facts_table([check.facts for check in checks if check.facts])
     sizes = [f"{check.facts.width} x {check.facts.height}" for check in checks if check.facts]
     missing = sum(check.missing for check in checks)
@@ -257,12 +251,10 @@ def _probe_report(split: str, pairs: Sequence[tuple[Sample, FileCheck]]) -> Prob
     usable = [(s.label, check.facts) for s, check in pairs if s.split == split and check.facts]
     labels = [label for label, _ in usable]
     counts = labels.count(0), labels.count(1)
-    accuracy = {}
-    if min(counts) >= MIN_PROBE_IMAGES:
-        table = facts_table([facts for _, facts in usable])
-        for name, columns in {"all": FEATURES, **FAMILIES}.items():
-            accuracy[name] = shortcut_probe(table, labels, columns=columns).balanced_accuracy
-    return ProbeReport(split, *counts, accuracy)
+    if min(counts) < MIN_PROBE_IMAGES:
+        return ProbeReport(split, *counts, {})
+    table = facts_table([facts for _, facts in usable])
+    return ProbeReport(split, *counts, probe_families(table, labels))
 
 
 def _group_row(group: GroupReport) -> dict[str, object]:
@@ -289,18 +281,15 @@ def _group_row(group: GroupReport) -> dict[str, object]:
     }
 
 
-def _where(duplicate: Duplicate) -> str:
-    where = f"in {' and '.join(duplicate.splits)}"
-    return f"{where}, as {' and '.join(duplicate.labels)}" if len(duplicate.labels) > 1 else where
-
-
 def _listing(title: str, items: Sequence[str], most: int) -> list[str]:
+    """Return a title with the number of items and the first `most` of them."""
     shown = [f"  {item}" for item in items[:most]]
     more = [f"  ... and {len(items) - most} more"] if len(items) > most else []
     return ["", f"{title}: {len(items)}", *shown, *more]
 
 
 def _probe_lines(probe: ProbeReport) -> list[str]:
+    """Return the lines about one split, with a warning above `WARNING_LEVEL`."""
     counts = f"{probe.split}: {probe.real} real, {probe.generated} generated"
     if not probe.balanced_accuracy:
         return [f"  {counts}: not run, it needs {MIN_PROBE_IMAGES} readable images of each class"]

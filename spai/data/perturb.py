@@ -27,8 +27,8 @@ class Codec(NamedTuple):
     longest: int
 
 
-# The reader classes are used directly: Image.open would apply its limit for untrusted files to
-# bytes that were encoded here. Lossy WebP is always 4:2:0.
+# The reader classes are used directly: Image.open would warn of "decompression bombs" although the
+# bytes were encoded here. Lossy WebP is always 4:2:0.
 CODECS = {
     "JPEG": Codec(JpegImagePlugin.JpegImageFile, {"subsampling": "4:2:0"}, 65500),
     "WEBP": Codec(WebPImagePlugin.WebPImageFile, {"lossless": False, "method": 4}, 16383),
@@ -148,7 +148,7 @@ def recompress(image: Tensor, codec: str, quality: int) -> Tensor:
         quality: 1..100.
 
     Raises:
-        ValueError: a side is longer than the format allows.
+        ValueError: the image is larger than the format, or Pillow's reader of it, allows.
     """
     reader, options, longest = CODECS[codec]
     height, width = image.shape[1:]
@@ -161,7 +161,10 @@ def recompress(image: Tensor, codec: str, quality: int) -> Tensor:
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     Image.fromarray(pixels).save(file, format=codec, quality=quality, **options)
     file.seek(0)
-    decoded = np.array(reader(file).convert("RGB"))
+    try:
+        decoded = np.array(reader(file).convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{codec}: {width} x {height} pixels are too many: {error}") from error
     return torch.from_numpy(decoded).permute(2, 0, 1).contiguous()
 
 
@@ -246,8 +249,12 @@ def separable_filter(image: Tensor, taps: Sequence[float]) -> Tensor:
 
     Sums of shifted images: many times faster on a CPU than a depth-wise convolution.
 
+    Args:
+        image: [..., H, W]; it may be smaller than the filter.
+        taps: weights along either axis.
+
     Returns:
-        float32 of the shape of `image`, neither rounded nor clipped.
+        float32 [..., H, W], neither rounded nor clipped.
     """
     pad = len(taps) // 2
     result = image

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image, JpegImagePlugin
+from PIL import JpegImagePlugin
 
-# Formats that Pillow decodes by itself; EPS and others would start outside programs.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+from spai.data.images import FORMATS, FileSource, ImageError, OpenedImage, open_image
+
 SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
 FAMILIES: Mapping[str, Sequence[str]] = {
     "file size": ("file_size",),
@@ -69,15 +69,16 @@ def estimate_jpeg_quality(table: Sequence[int]) -> int:
     return int(differences.argmin()) + 1
 
 
-def read_facts(image: Image.Image, file_size: int) -> ContainerFacts:
-    """Read the container facts of an opened, not necessarily decoded image."""
+def read_facts(opened: OpenedImage) -> ContainerFacts:
+    """Read the container facts of an opened, not yet decoded image."""
+    image = opened._image
     quality, subsampling = math.nan, ""
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         code = JpegImagePlugin.get_sampling(image)
         subsampling = SUBSAMPLINGS[code] if code >= 0 else ""
         if 0 in image.quantization:
             quality = float(estimate_jpeg_quality(image.quantization[0]))
-    return ContainerFacts(file_size, *image.size, image.format or "", quality, subsampling)
+    return ContainerFacts(opened.stamp.size, *image.size, image.format or "", quality, subsampling)
 
 
 def container_features(paths: Iterable[Path | str]) -> pd.DataFrame:
@@ -127,6 +128,7 @@ def shortcut_probe(
     Raises:
         ValueError: a missing column, or fewer than 2 rows of a class (1 in a test set).
     """
+    import sklearn.ensemble  # noqa: F401  The limit below reaches only libraries already loaded.
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     inputs, targets = _encode(features, columns), _check_labels(labels, features, least=2)
@@ -140,6 +142,15 @@ def shortcut_probe(
         return _measure(test_targets, scores)
 
 
+def probe_families(features: pd.DataFrame, labels: Sequence[int] | np.ndarray) -> dict[str, float]:
+    """Return the cross-validated balanced accuracy of `all` features and of each family alone."""
+    families = {"all": FEATURES, **FAMILIES}
+    return {
+        name: shortcut_probe(features, labels, columns=columns).balanced_accuracy
+        for name, columns in families.items()
+    }
+
+
 def _ijg_tables() -> np.ndarray:
     """[100, 64] luminance tables that libjpeg makes for quality 1 to 100 (its jcparam.c)."""
     quality = np.arange(1, 101)[:, None]
@@ -148,13 +159,11 @@ def _ijg_tables() -> np.ndarray:
 
 
 def _facts_of(path: Path) -> ContainerFacts | None:
-    """Read the facts of one regular file."""
-    if not path.is_file():
-        return None
+    """Read the facts of one file, None when it has none."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return read_facts(image, path.stat().st_size)
-    except Exception:  # Decoders raise nearly anything on damaged headers.
+        with open_image(path, FileSource()) as opened:
+            return read_facts(opened)
+    except ImageError:
         return None
 
 

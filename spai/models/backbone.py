@@ -73,7 +73,8 @@ def use_fused_attention(vit: Beit, fused: bool) -> None:
     """
     for module in vit.modules():
         if isinstance(module, Attention):
-            module.fused_attn = fused
+            # Final for TorchScript's sake, but timm itself sets it on instances.
+            module.fused_attn = fused  # type: ignore[misc]
 
 
 def stream_blocks(vit: Beit, images: Tensor) -> Iterator[Tensor]:

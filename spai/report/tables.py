@@ -25,7 +25,8 @@ whose origin is known (`spai calibrate`) before giving verdicts.
 """
 CROSS_NOTE = """\
 AUC of each generator against each source of real images. The figure of a generator is the mean
-over the real sources; AVG is the mean over the generators.
+over the real sources; AVG is the mean over the generators. Beside it, the share of the generator's
+images with a score above 0.5.
 """
 # Markdown and HTML read these as markup; an entity is text in every reader.
 ENTITIES = str.maketrans({mark: f"&#{ord(mark)};" for mark in "&<>|\\`*[]~$"})
@@ -90,13 +91,14 @@ def markdown_report(
     sections = ["# SPAI results", "## Metrics", "Rates in per cent, with 95 % intervals."]
     sections += [markdown_table(_METRIC_HEADING, _metric_rows(metrics)), THRESHOLD_NOTE.strip()]
     if cross is not None:
-        heading = ("Generator", *cross.sources, "Mean")
+        heading = ("Generator", *cross.sources, "Mean AUC", "ACC at 0.5")
         sections += ["## Cross table", CROSS_NOTE.strip()]
-        sections.append(markdown_table(heading, _cross_rows(cross)))
+        sections.append(markdown_table(heading, _cross_rows(cross, metrics)))
     sections += ["## Images without a score", *_error_section(rows)]
-    facts = [(key, str(run[key])) for key in run if isinstance(run[key], str | int | float | Path)]
+    facts = {key: str(run[key]) for key in run if isinstance(run[key], str | int | float | Path)}
     if facts:
-        sections += ["## Run", markdown_table(("Fact", "Value"), facts)]
+        lines = (f"- {_markdown_text(key)}: {_markdown_text(fact)}" for key, fact in facts.items())
+        sections += ["## Run", "\n".join(lines)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -137,12 +139,12 @@ def _metric_rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, ...]]:
     ]
 
 
-def _cross_rows(cross: CrossTable) -> list[tuple[str, ...]]:
+def _cross_rows(cross: CrossTable, metrics: Mapping[str, Metrics]) -> list[tuple[str, ...]]:
     rows = [
-        (name, *(_percent(value) for value in (*row, mean)))
+        (name, *(_percent(value) for value in (*row, mean, metrics[name].acc)))
         for name, row, mean in zip(cross.generators, cross.auc, cross.mean, strict=True)
     ]
-    return [*rows, ("AVG", *("" for _ in cross.sources), _percent(cross.average))]
+    return [*rows, ("AVG", *("" for _ in cross.sources), _percent(cross.average), "")]
 
 
 def _error_section(rows: pd.DataFrame) -> list[str]:

@@ -1,0 +1,289 @@
+"""The SPAI detector: cuts images, fills chunks with patches of several, pools them per image."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from spai.checkpoint import (
+    ModelFile,
+    build_model,
+    describe_mismatch,
+    load_weights,
+    read_model_file,
+)
+from spai.config import adopt_config, as_plain, load_config
+from spai.data.images import to_pixels
+from spai.detectors import PRECISIONS, ImageScore, Scores
+from spai.models.backbone import use_fused_attention
+from spai.models.patches import CentreCutter, Cutter, PatchCutter, PatchLayout, PatchPiece
+from spai.models.spai import ImageModel
+
+# Patches encoded at once, unless the configuration sets a lower bound: measured best on CPUs;
+# on a GPU large enough to keep it busy and small enough for 8 GB.
+CHUNK = {"cpu": 8, "mps": 16, "cuda": 64}
+
+
+@dataclass(frozen=True)
+class SpaiFile:
+    """A SPAI model file with the configuration that its model will have."""
+
+    file: ModelFile
+    config: CfgNode
+
+    @classmethod
+    def read(
+        cls, path: Path, *, cfg: Path | None = None, overrides: Sequence[tuple[str, Any]] = ()
+    ) -> "SpaiFile":
+        """Read a model file and settle the configuration.
+
+        It is `cfg` where that is given, else the one in a file that we wrote, else the published
+        one; `overrides` come last.
+
+        Raises:
+            ValueError: the file or the configuration is wrong.
+        """
+        config = load_config(cfg, overrides) if cfg is not None else None
+        file = read_model_file(path)
+        if config is None:
+            config = load_config(overrides=overrides, text=file.config_text)
+        return cls(file, config)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file, hexadecimal."""
+        return self.file.sha256
+
+    def build(
+        self,
+        *,
+        device: torch.device,
+        precision: str,
+        compile_model: bool = False,
+        max_patches: int | None = None,
+    ) -> "SpaiDetector":
+        """Build the model and put it on its device.
+
+        Args:
+            device: where the model runs.
+            precision: "fp32", "bf16" or "fp16", of the patch encoder.
+            compile_model: run the patch encoder through torch.compile.
+            max_patches: score at most this many patches of an image, evenly spread.
+
+        Raises:
+            ValueError: the tensors do not fit the configuration.
+        """
+        model = build_model(self.config)
+        try:
+            load_weights(model, self.file)
+        except ValueError as error:
+            raise ValueError(f"{error}{self._fitting_config()}") from error
+        facts = {
+            "name": self.file.path.name,
+            "path": str(self.file.path),
+            "sha256": self.file.sha256,
+            "epoch": self.file.epoch,
+            "configuration": as_plain(self.config),
+            "device": str(device),
+            "precision": precision,
+            "backend": "torch",
+        }
+        cutter = build_cutter(self.config, max_patches)
+        chunk = CHUNK.get(device.type, CHUNK["cpu"])
+        if self.config.MODEL.FEATURE_EXTRACTION_BATCH is not None:
+            chunk = min(chunk, self.config.MODEL.FEATURE_EXTRACTION_BATCH)
+        return SpaiDetector(
+            model, cutter, facts, device=device, chunk=chunk, compile_model=compile_model
+        )
+
+    def _fitting_config(self) -> str:
+        """Say so when the configuration that the file itself embeds would fit."""
+        try:
+            if self.file.foreign_config is not None:
+                embedded = adopt_config(self.file.foreign_config)
+            else:
+                embedded = load_config(text=self.file.config_text)
+            with torch.device("meta"):
+                fits = not describe_mismatch(build_model(embedded).state_dict(), self.file.tensors)
+        except ValueError:
+            return ""
+        return "; the configuration inside the file would fit: leave out --cfg" if fits else ""
+
+
+@dataclass
+class _Pending:
+    """An image whose patches are still being encoded."""
+
+    layout: PatchLayout
+    vectors: list[Tensor] = field(default_factory=list)
+
+
+class SpaiDetector:
+    """Scores images with a SPAI model on one device."""
+
+    def __init__(
+        self,
+        model: ImageModel,
+        cutter: Cutter,
+        facts: dict[str, Any],
+        *,
+        device: torch.device,
+        chunk: int = CHUNK["cpu"],
+        compile_model: bool = False,
+    ) -> None:
+        """Take over a model: it is moved to the device and set to evaluation.
+
+        Args:
+            model: with its weights.
+            cutter: how images become patches.
+            facts: what reports say of it; its `precision` is that of the patch encoder.
+            device: where it runs.
+            chunk: patches encoded at once.
+            compile_model: run the patch encoder through torch.compile.
+        """
+        self.facts = facts
+        self.cutter = cutter
+        self.chunk = chunk
+        self._device = device
+        self._dtype = PRECISIONS[facts["precision"]]
+        self._model = model.eval().requires_grad_(False).to(device)
+        use_fused_attention(model.backbone, device.type != "cpu")
+        if self._dtype != torch.float32:
+            _convert_products(self._model, self._dtype)
+        self._encoder = torch.compile(model.encode, dynamic=True) if compile_model else model.encode
+
+    def score(self, images: Sequence[Any]) -> Scores:
+        """Score images: paths, Pillow images, uint8 arrays [H, W, 3] or tensors [3, H, W].
+
+        Raises:
+            ValueError: an image cannot be read or is of no such kind.
+        """
+        pieces = (
+            (key, piece)
+            for key, image in enumerate(images)
+            for piece in self.cutter(to_pixels(image))
+        )
+        results = {key: result for key, result in self.stream(pieces) if result is not None}
+        ordered = [results[key] for key in range(len(images))]
+        logits = torch.tensor([result.logit for result in ordered], dtype=torch.float32)
+        return Scores(
+            logits, logits.double().sigmoid(), tuple(result.attention for result in ordered)
+        )
+
+    def stream(
+        self, pieces: Iterable[tuple[int, PatchPiece | None]]
+    ) -> Iterator[tuple[int, ImageScore | None]]:
+        """Score images as their pieces arrive, in chunks filled across images.
+
+        Args:
+            pieces: (key, piece), the pieces of an image in order; None forgets an image.
+
+        Yields:
+            (key, score) as soon as an image is complete; (key, None) for a forgotten one.
+        """
+        pending: dict[int, _Pending] = {}
+        waiting: list[tuple[int, Tensor]] = []  # patches [n, 3, S, S] not yet encoded
+        count = 0
+        for key, piece in pieces:
+            if piece is None:
+                pending.pop(key, None)
+                waiting = [(owner, patches) for owner, patches in waiting if owner != key]
+                count = sum(len(patches) for _, patches in waiting)
+                yield key, None
+                continue
+            pending.setdefault(key, _Pending(piece.layout))
+            waiting.append((key, piece.patches))
+            count += len(piece.patches)
+            while count >= self.chunk:
+                chunk, waiting = _take(waiting, self.chunk)
+                count -= self.chunk
+                yield from self._advance(chunk, pending)
+        if waiting:
+            yield from self._advance(waiting, pending)
+
+    def _advance(
+        self, chunk: list[tuple[int, Tensor]], pending: dict[int, _Pending]
+    ) -> list[tuple[int, ImageScore]]:
+        """Encode a chunk and return the images that it completes."""
+        vectors = self._encode(torch.cat([patches for _, patches in chunk]))
+        complete = []
+        for (key, _), part in zip(
+            chunk, vectors.split([len(patches) for _, patches in chunk]), strict=True
+        ):
+            image = pending[key]
+            image.vectors.append(part)
+            if sum(map(len, image.vectors)) == _distinct(image.layout):
+                complete.append((key, self._pool(pending.pop(key))))
+        return complete
+
+    @torch.inference_mode()
+    def _encode(self, patches: Tensor) -> Tensor:
+        """Turn uint8 patches [P, 3, S, S] into vectors [P, V] on the device."""
+        mixed = self._dtype != torch.float32
+        with torch.autocast(self._device.type, self._dtype if mixed else None, enabled=mixed):
+            vectors: Tensor = self._encoder(patches.to(self._device, non_blocking=True))
+        return vectors
+
+    @torch.inference_mode()
+    def _pool(self, image: _Pending) -> ImageScore:
+        """Score one image by its patch vectors, in float32."""
+        members = torch.tensor(image.layout.members, device=self._device)
+        output = self._model.pool(torch.cat(image.vectors)[members][None])
+        attention = output.attention[0]
+        return ImageScore(
+            output.logits.item(), None if attention is None else attention.cpu(), image.layout
+        )
+
+
+def build_cutter(config: CfgNode, max_patches: int | None = None) -> Cutter:
+    """Return the function that cuts images for this configuration."""
+    if config.MODEL.RESOLUTION_MODE == "fixed":
+        return CentreCutter(
+            config.DATA.IMG_SIZE,
+            crop=config.TEST.CROP,
+            ten_crop=config.TEST.VIEWS_GENERATION_APPROACH == "tencrop",
+        )
+    patches = config.MODEL.PATCH_VIT
+    return PatchCutter(
+        config.DATA.IMG_SIZE,
+        stride=patches.PATCH_STRIDE,
+        minimum=patches.MINIMUM_PATCHES,
+        maximum=max_patches,
+    )
+
+
+def _convert_products(model: ImageModel, dtype: torch.dtype) -> None:
+    """Store the weights of the encoder's matrix products as autocast would convert them.
+
+    Norms, statistics, attention pooling and head stay in float32.
+    """
+    head = {
+        module for name, module in model.named_modules() if name.startswith(("cls_head", "to_"))
+    }
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module not in head:
+            module.to(dtype)
+
+
+def _take(
+    waiting: list[tuple[int, Tensor]], count: int
+) -> tuple[list[tuple[int, Tensor]], list[tuple[int, Tensor]]]:
+    """Split off exactly the first `count` patches."""
+    taken = []
+    rest = list(waiting)
+    while count:
+        key, patches = rest.pop(0)
+        taken.append((key, patches[:count]))
+        if len(patches) > count:
+            rest.insert(0, (key, patches[count:]))
+        count -= len(taken[-1][1])
+    return taken, rest
+
+
+def _distinct(layout: PatchLayout) -> int:
+    """Return how many different patches the cutter hands over for a layout."""
+    return max(layout.members) + 1
