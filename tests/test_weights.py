@@ -53,6 +53,7 @@ class Host:
             raise self.error
         if self.content is not None:
             output.write_bytes(self.content)
+            output.chmod(0o600)  # as gdown's temporary files
             report(len(self.content), len(self.content))
             part.unlink(missing_ok=True)
 
@@ -235,12 +236,20 @@ def test_a_failing_host_is_reported_with_the_way_by_hand(monkeypatch, error):
     assert listing(weights.home()) == []
 
 
+def offline():
+    """What gdown raises after its retries without a connection."""
+    error = DownloadError("Download failed after 3 retries")
+    error.__cause__ = ConnectionError("Name or service not known")
+    return error
+
+
 @pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), ConnectionError("lost"), FileURLRetrievalError("quota")]
+    "error",
+    [KeyboardInterrupt(), ConnectionError("lost"), offline(), FileURLRetrievalError("quota")],
 )
 def test_what_was_received_is_kept_to_be_continued(monkeypatch, error):
-    Host(monkeypatch, error=error, partial=CONTENT[:99])
-    for _ in range(2):  # a second failure keeps it, too
+    for partial in (CONTENT[:99], None):  # a second failure adds nothing and costs nothing
+        Host(monkeypatch, error=error, partial=partial)
         with pytest.raises((KeyboardInterrupt, RuntimeError)):
             weights.download("spai")
         assert listing(weights.home()) == ["spai.pth.part"]

@@ -67,3 +67,64 @@ def config_override_option(function: Callable[..., Any]) -> Callable[..., Any]:
         metavar="KEY VALUE",
         help="Override a configuration key; the value is a Python literal.",
     )(function)
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose the model and what runs it."""
+    return _with(
+        function,
+        click.option(
+            "--model",
+            help="A model file, or the name of a registered one (see `spai weights list`).  "
+            "[default: ./weights/spai.pth, else the downloaded copy]",
+        ),
+        click.option(
+            "--cfg",
+            type=FILE,
+            help="A YAML configuration.  [default: the one in the model file, else the published]",
+        ),
+        config_override_option,
+        click.option(
+            "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+            default="auto",
+            show_default=True,
+            help="Of the patch encoder; auto is fp16 on CUDA and fp32 elsewhere.",
+        ),
+        click.option("--compile", "compile_model", is_flag=True, help="Use torch.compile."),
+    )
+
+
+def image_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how images are read."""
+    return _with(
+        function,
+        click.option("--lmdb", type=PATH, help="Read images from an LMDB store."),
+        click.option(
+            "--resize-to",
+            type=click.IntRange(min=1),
+            help="Shrink images so that the longer side is at most N pixels.  [default: never]",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=0),
+            help="Decoding processes, 0 for none.  [default: min(4, cores - 1) on CPU, "
+            "min(8, cores) with a GPU]",
+        ),
+        click.option(
+            "--max-pixels",
+            type=click.IntRange(min=1),
+            default=500_000_000,
+            show_default=True,
+            help="Larger images become an error row.",
+        ),
+    )
+
+
+def _with(function: Callable[..., Any], *decorators: Callable[..., Any]) -> Callable[..., Any]:
+    for decorate in reversed(decorators):
+        function = decorate(function)
+    return function

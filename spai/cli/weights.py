@@ -58,7 +58,7 @@ def verify(file: str) -> None:
     click.echo(f"{verdict}  {found.path}  {found.name or '-'}: {found.message}")
     click.echo(f"{found.size} bytes, SHA-256 {found.sha256}")
     if not found.ok:
-        raise SystemExit(options.FAILURE)
+        raise SystemExit(options.Failure.exit_code)
 
 
 for subcommand in (list_models, download, verify):

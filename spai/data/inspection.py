@@ -78,11 +78,6 @@ class ProbeReport:
     generated: int
     balanced_accuracy: dict[str, float]  # all features and each family; empty: too few images
 
-    @property
-    def warns(self) -> bool:
-        """Whether the container alone tells the classes apart too well."""
-        return self.balanced_accuracy.get("all", 0.5) > WARNING_LEVEL
-
 
 @dataclass(frozen=True)
 class Report:
@@ -295,7 +290,7 @@ def _probe_lines(probe: ProbeReport) -> list[str]:
         return [f"  {counts}: not run, it needs {MIN_PROBE_IMAGES} readable images of each class"]
     lines = [f"  {counts}"]
     lines += [f"    {name:<12} {100 * v:5.1f} %" for name, v in probe.balanced_accuracy.items()]
-    if probe.warns:
+    if probe.balanced_accuracy["all"] > WARNING_LEVEL:
         lines.append(
             f"  WARNING: above {100 * WARNING_LEVEL:.0f} %: the files alone give the class away; "
             "a detector can learn or exploit that instead of the content"

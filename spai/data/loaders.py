@@ -19,6 +19,7 @@ from spai.data.images import (
     ImageError,
     RowImage,
     Source,
+    decoding_errors,
     open_image,
 )
 from spai.data.perturb import Perturbation
@@ -154,7 +155,9 @@ class _Pieces(IterableDataset[LoadedPiece]):
                     stack.enter_context(self.turn)
                 image = opened.decode()
                 for variant, prepare in enumerate(self.options.preparations):
-                    for piece in self.cut(prepare(image, record.row)):
+                    with decoding_errors():
+                        prepared = prepare(image, record.row)
+                    for piece in self.cut(prepared):
                         yield LoadedPiece(position, variant, piece, stamp, None)
         except ImageError as error:
             yield LoadedPiece(position, variant, None, stamp, str(error))

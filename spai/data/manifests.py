@@ -76,6 +76,7 @@ def ldm_samples(
         lsun = _lsun_paths(folder / real_lsun_filename, lsun_dir)
         samples += [Sample(path, 0, split, "coco") for path in coco]
         samples += [Sample(path, 0, split, "lsun") for path in lsun]
+    _refuse_idle_filters(names, [sample for sample in samples if sample.label == 1])
     return _without_missing(samples, missing)
 
 
@@ -99,6 +100,7 @@ def directory_samples(
             for path in _matching(folder, find_images(folder), names):
                 number = _label_of(path, folder) if label is None else label
                 samples.append(Sample(path, number, split, _source(path, folder)))
+    _refuse_idle_filters(names, samples)
     counts = Counter(os.path.abspath(sample.path) for sample in samples)
     twice = [path for path, count in counts.items() if count > 1]
     if twice:
@@ -125,9 +127,11 @@ def synthbuster_samples(
         ValueError: missing folder, file or column; a filter without effect.
     """
     samples = _generated(synthbuster_dir, find_images(synthbuster_dir, {".png"}), "test", names)
+    _refuse_idle_filters(names, samples)
     if raise_dir is not None:
         rows = read_rows(synthbuster_dir / "prompts.csv", [PROMPTS_COLUMN])
-        for stem in sorted({row[PROMPTS_COLUMN].strip() for row in rows}):
+        stems = {row[PROMPTS_COLUMN].strip() for row in rows}
+        for stem in sorted(filter(None, stems)):
             samples.append(Sample(raise_dir / "tiff" / f"{stem}.tif", 0, "test", "raise"))
     return _without_missing(samples, missing)
 
@@ -198,11 +202,14 @@ def _matching(folder: Path, paths: Sequence[Path], names: Sequence[str]) -> list
     if not names:
         return list(paths)
     wanted = set(names)
-    kept = [path for path in paths if wanted & set(path.relative_to(folder).parts)]
-    if not kept:
-        found = sorted({path.relative_to(folder).parts[0] for path in paths})[:20]
-        raise ValueError(f"{folder}: no image has {sorted(wanted)} in its path; found {found}")
-    return kept
+    return [path for path in paths if wanted & set(path.relative_to(folder).parts)]
+
+
+def _refuse_idle_filters(names: Sequence[str], samples: Sequence[Sample]) -> None:
+    """Raise ValueError when a filter kept nothing: most likely it is misspelt."""
+    idle = set(names).difference(part for sample in samples for part in sample.path.parts)
+    if idle:
+        raise ValueError(f"filter {sorted(idle)}: no image has such a file or folder in its path")
 
 
 def _source(path: Path, folder: Path) -> str:

@@ -1,12 +1,13 @@
 """The files that scores are written to: the partial one, row by row, and the final one.
 
 The partial file is a CSV whose rows are appended and flushed as images are scored, so that an
-interrupted run loses nothing. It holds, besides the columns of the final file, what tells whether an
+interrupted run loses nothing. Besides the columns of the final file it holds what tells whether an
 image changed since.
 """
 
 import contextlib
 import csv
+import io
 import json
 import math
 import os
@@ -112,7 +113,7 @@ def read_partial(path: Path, columns: ScoreColumns) -> list[ScoreRow]:
     """
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         text = file.read()
-    rows = list(csv.reader(text.splitlines(keepends=True)))
+    rows = list(csv.reader(io.StringIO(text, newline="")))
     header = _partial_header(columns)
     if rows and rows[0] != header and (len(rows) > 1 or text.endswith("\n")):
         raise ValueError(

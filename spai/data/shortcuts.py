@@ -168,7 +168,10 @@ def _facts_of(path: Path) -> ContainerFacts | None:
 
 
 def _encode(features: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """Return [n, len(columns)] float64; texts become their place in the known list or -1."""
+    """Return [n, len(columns)] float64: texts as their place in the known list, none or NaN as -1.
+
+    (A column of NaN only, such as the JPEG quality of PNG files, makes scikit-learn fail.)
+    """
     absent = [name for name in columns if name not in features]
     if absent:
         raise ValueError(f"container features lack {absent}; they have {list(features.columns)}")
@@ -179,7 +182,7 @@ def _encode(features: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
         else features[name]
         for name in columns
     ]
-    return np.column_stack(encoded).astype(np.float64)
+    return np.nan_to_num(np.column_stack(encoded).astype(np.float64), nan=-1.0)
 
 
 def _check_labels(
@@ -196,7 +199,7 @@ def _check_labels(
 
 
 def _classifier(seed: int):  # type: ignore[no-untyped-def]
-    """Return the untrained classifier; it takes NaN as it is and needs no scaling."""
+    """Return the untrained classifier; trees need no scaling."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     return HistGradientBoostingClassifier(

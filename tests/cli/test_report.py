@@ -88,7 +88,7 @@ def test_errors_are_counted_and_said(tmp_path):
     text = "image,spai,spai_error\na.png,0.5,\nb.png,,truncated\n"
     (tmp_path / "real_a.csv").write_text(text)
     result = run("--scores", tmp_path / "real_a.csv", "--output", tmp_path / "out")
-    assert "2 images in 1 data sets, 1 without a score" in result.stderr
+    assert "data sets: 1, images: 2, without a score: 1" in result.stderr
     assert "truncated" in (tmp_path / "out" / "report.md").read_text()
 
 

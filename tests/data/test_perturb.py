@@ -46,12 +46,21 @@ def test_webp_is_pillows_lossy_webp(quality: int) -> None:
     assert not torch.equal(actual, image)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("codec", ["JPEG", "WEBP"])
-def test_limit_for_untrusted_files_does_not_apply_to_own_bytes(
+def test_own_bytes_raise_no_alarm_of_a_decompression_bomb(
     codec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     assert recompress(noise_image(30, 30), codec, 90).shape == (3, 30, 30)
+
+
+def test_image_beyond_pillows_webp_reader_is_a_stated_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match="WEBP: 40 x 30 pixels are too many"):
+        recompress(noise_image(30, 40), "WEBP", 90)
 
 
 @pytest.mark.parametrize(("codec", "longest"), [("jpeg", 65500), ("webp", 16383)])

@@ -110,6 +110,12 @@ def test_ece_equals_arithmetic_by_hand():
     assert metrics.ece == pytest.approx(0.11 / 2 + 0.41 / 2, abs=1e-12)
 
 
+def test_ece_has_15_bins():
+    # 1/15 = 0.067 parts 0.05 (real) from 0.08 (generated): |0.05 - 0| and |0.08 - 1|, half each.
+    real, generated = log_odds(np.array([0.05])), log_odds(np.array([0.08]))
+    assert of(real.tolist(), generated.tolist()).ece == pytest.approx((0.05 + 0.92) / 2)
+
+
 def test_ece_puts_a_score_of_one_in_the_last_bin():
     # 1 (real) and 0.95 (generated) share bin 14: |0.975 - 0.5|.
     assert of([800.0], log_odds(np.array([0.95])).tolist()).ece == pytest.approx(0.475)

@@ -133,10 +133,10 @@ def test_report_shows_ranking_and_threshold_metrics_side_by_side():
 
 def test_report_shows_the_cross_table():
     rows = rows_of(TOY)
-    report = markdown_report({}, cross_table(rows), rows, {})
+    report = markdown_report(dataset_metrics(rows), cross_table(rows), rows, {})
     lines = [[cell for cell in row if cell] for row in cells(report)]
-    assert ["Generator", "real_coco", "real_fodb", "Mean"] in lines
-    assert ["fake_b", "62.5", "37.5", "50.0"] in lines
+    assert ["Generator", "real_coco", "real_fodb", "Mean AUC", "ACC at 0.5"] in lines
+    assert ["fake_b", "62.5", "37.5", "50.0", "100.0"] in lines
     assert ["AVG", "56.2"] in lines
 
 
@@ -146,7 +146,7 @@ def test_report_marks_what_is_not_defined():
     report = markdown_report(dataset_metrics(rows), cross, rows, {})
     assert "nan" not in report.lower()
     assert "none" not in report.lower()
-    assert ["fake_a", "–", "–"] in cells(report)
+    assert ["fake_a", "–", "–", "100.0"] in cells(report)
 
 
 def test_report_counts_errors_by_data_set_and_reason():
@@ -170,6 +170,5 @@ def test_report_shows_simple_run_facts():
     rows = rows_of(TOY)
     run = {"model": "spai", "images": 7, "configuration": {"deep": 1}}
     report = markdown_report({}, None, rows, run)
-    assert ["model", "spai"] in cells(report)
-    assert ["images", "7"] in cells(report)
+    assert "\n- model: spai\n- images: 7\n" in report
     assert "configuration" not in report

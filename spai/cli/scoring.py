@@ -1,0 +1,110 @@
+"""From options and configuration to how images are read and scored; for `infer` and `test`."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from yacs.config import CfgNode
+
+from spai.config import flatten
+from spai.data.loaders import LoadingOptions, Preparation
+from spai.data.perturb import Perturbation
+
+# Configuration keys that change a score.
+SCORE_KEYS = ("MODEL.", "TEST.", "DATA.IMG_SIZE")
+# Among them, those that do not.
+NEUTRAL_KEYS = ("MODEL.FEATURE_EXTRACTION_BATCH", "TEST.EXPORT_IMAGE_PATCHES", "TEST.MAX_SIZE")
+
+
+@dataclass(frozen=True)
+class ImageChoices:
+    """The options that say how images are read; None leaves it to the configuration.
+
+    Attributes:
+        lmdb: an LMDB store to read from.
+        resize_to: longest side, pixels.
+        workers: decoding processes.
+        max_pixels: larger images are an error.
+        batch_size: images that may be decoded ahead.
+        stability: also score after JPEG 80 and after scaling by 0.75.
+    """
+
+    lmdb: Path | None = None
+    resize_to: int | None = None
+    workers: int | None = None
+    max_pixels: int = 500_000_000
+    batch_size: int = 1
+    stability: bool = False
+
+    def store(self, config: CfgNode) -> Path | None:
+        """Return the LMDB store to read from, None for files."""
+        named = config.DATA.LMDB_PATH
+        return self.lmdb or (Path(named) if named else None)
+
+    def longest_side(self, config: CfgNode) -> int | None:
+        """Return the longest side that images are shrunk to, None for no limit."""
+        size: int | None = config.TEST.MAX_SIZE
+        return size if self.resize_to is None else self.resize_to
+
+    def loading_options(self, config: CfgNode, device: torch.device) -> LoadingOptions:
+        """Return how images are decoded for a device."""
+        workers = config.DATA.NUM_WORKERS if self.workers is None else self.workers
+        ahead = config.DATA.TEST_PREFETCH_FACTOR or config.DATA.PREFETCH_FACTOR
+        on_gpu = device.type == "cuda"
+        return LoadingOptions(
+            workers=default_workers(on_gpu) if workers is None else workers,
+            prefetch=ahead * self.batch_size,
+            max_pixels=self.max_pixels,
+            preparations=self.preparations(config),
+            pin_memory=on_gpu and config.DATA.PIN_MEMORY,
+        )
+
+    def preparations(self, config: CfgNode) -> tuple[Preparation, ...]:
+        """Return the versions of each image that are scored, the one that counts first."""
+        first = Preparation(configured_perturbation(config), self.longest_side(config), config.SEED)
+        if not self.stability:
+            return (first,)
+        base = first.perturbation or Perturbation()
+        return (
+            first,
+            replace(first, perturbation=replace(base, jpeg=80)),
+            replace(first, perturbation=replace(base, scale=0.75)),
+        )
+
+
+def configured_perturbation(config: CfgNode) -> Perturbation | None:
+    """Return the degradation that the TEST keys ask for, None for none."""
+    test = config.TEST
+    if not (
+        test.JPEG_COMPRESSION
+        or test.WEBP_COMPRESSION
+        or test.GAUSSIAN_BLUR
+        or test.GAUSSIAN_NOISE
+        or test.SCALE
+    ):
+        return None
+    return Perturbation(
+        jpeg=test.JPEG_QUALITY if test.JPEG_COMPRESSION else None,
+        webp=test.WEBP_QUALITY if test.WEBP_COMPRESSION else None,
+        blur=test.GAUSSIAN_BLUR_KERNEL_SIZE if test.GAUSSIAN_BLUR else None,
+        noise=test.GAUSSIAN_NOISE_SIGMA if test.GAUSSIAN_NOISE else None,
+        scale=test.SCALE_FACTOR if test.SCALE else None,
+    )
+
+
+def default_workers(on_gpu: bool) -> int:
+    """Return how many decoding processes suit this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cores or 1
+    return min(8, cores) if on_gpu else min(4, cores - 1)
+
+
+def score_relevant(config: CfgNode) -> dict[str, Any]:
+    """Return the configuration keys that change a score, flat."""
+    return {
+        key: value
+        for key, value in flatten(config)
+        if key.startswith(SCORE_KEYS) and key not in NEUTRAL_KEYS
+    }

@@ -1,0 +1,337 @@
+"""One run of `spai infer` over one input: what is left to score, where rows go, how it ends.
+
+Rows go to a partial file as they are scored. When all are there, the final file takes the place of
+an earlier one. Beside it lies `<name>.run.json`: the settings that a resumed run must share, the
+facts of the run, and the stamp of each scored file.
+"""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+
+from spai.config import flatten
+from spai.data.images import FileStamp, ImageError, Source
+from spai.data.loaders import LoadingOptions
+from spai.data.records import ImageRecord, InputTable
+from spai.data.scores import (
+    PartialScores,
+    ScoreColumns,
+    ScoreRow,
+    read_partial,
+    read_scores,
+    write_atomically,
+    write_scores,
+)
+from spai.detectors import Detector
+from spai.engine.distributed import Ranks
+from spai.engine.metrics import sigmoid
+from spai.engine.predict import Prediction, predict
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("spai", "torch", "torchvision", "timm", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class OutputFiles:
+    """The files of one run.
+
+    Attributes:
+        folder: where they lie.
+        name: without extension.
+        kind: "csv", "json" or "parquet".
+    """
+
+    folder: Path
+    name: str
+    kind: str
+
+    @property
+    def final(self) -> Path:
+        """The finished scores."""
+        return self.folder / f"{self.name}.{self.kind}"
+
+    @property
+    def run(self) -> Path:
+        """The facts of the run that wrote the finished scores."""
+        return self.folder / f"{self.name}.run.json"
+
+    @property
+    def running(self) -> Path:
+        """The settings of a run that is not finished."""
+        return self.folder / f"{self.name}.run.json.partial"
+
+    @property
+    def lock(self) -> Path:
+        """Held while a run writes."""
+        return self.folder / f".{self.name}.lock"
+
+    def partial(self, rank: int = 0) -> Path:
+        """The rows that a rank has scored."""
+        return self.folder / f"{self.name}.{self.kind}.partial{f'.{rank}' if rank else ''}"
+
+    def partials(self) -> list[Path]:
+        """The partial files that exist, whatever number of ranks wrote them."""
+        first = self.partial()
+        others = (
+            path
+            for path in self.folder.iterdir()
+            if path.name.startswith(f"{first.name}.")
+            and path.name.removeprefix(f"{first.name}.").isdecimal()
+        )
+        return [path for path in (first, *sorted(others)) if path.exists()]
+
+
+class ScoringRun:
+    """Scores one input into one output file; may be killed and resumed at any moment."""
+
+    def __init__(
+        self,
+        table: InputTable,
+        source: Source,
+        files: OutputFiles,
+        columns: ScoreColumns,
+        settings: Mapping[str, Any],
+        *,
+        resume: bool,
+        ranks: Ranks,
+    ) -> None:
+        """Lay claim to the output and find what is left to score.
+
+        Args:
+            table: what to score.
+            source: where the images come from.
+            files: what is written.
+            columns: what is written about each image.
+            settings: what determines the scores: model, configuration, precision, input.
+            resume: keep what an interrupted or finished run with the same settings has scored.
+            ranks: the processes that share the work.
+
+        Raises:
+            ValueError: the output cannot be written, another run writes it, or a run to be resumed
+                had other settings.
+        """
+        self.table, self.source, self.files, self.columns = table, source, files, columns
+        self._settings, self._ranks = dict(settings), ranks
+        self._lock = filelock.FileLock(files.lock, timeout=0)
+        self._started = time.time()
+        self._patches = 0
+        kept: list[ScoreRow] = []
+        if ranks.is_main:
+            kept = self._claim(resume)
+        done = {row.row for row in ranks.gather(kept)[0]}
+        left = [record for record in table.records if record.row not in done]
+        self.kept = len(done)
+        self.todo: Sequence[ImageRecord] = left[ranks.rank :: ranks.world]
+        if not ranks.is_main:
+            self._partial = PartialScores(files.partial(ranks.rank), columns)
+
+    def score(self, detector: Detector, options: LoadingOptions) -> Iterator[Prediction]:
+        """Score what is left, writing each row before its prediction is yielded."""
+        for prediction in predict(detector, self.todo, self.source, options):
+            self._partial.append(to_row(prediction, self.columns))
+            self._patches += prediction.patches
+            yield prediction
+
+    def finish(self, facts: Mapping[str, Any]) -> dict[int, ScoreRow]:
+        """Merge the rows of all ranks into the final file.
+
+        Args:
+            facts: what `.run.json` says besides settings, counts and versions.
+
+        Returns:
+            The row of each scored record; on rank 0 only.
+        """
+        self._partial.close()
+        patches = sum(self._ranks.gather(self._patches))
+        rows: dict[int, ScoreRow] = {}
+        if self._ranks.is_main:
+            rows = self._merge()
+            skipped = {
+                row: ScoreRow(row, "", None, (None,) * len(self.columns.extras), reason)
+                for row, reason in self.table.skipped.items()
+            }
+            everything = {**rows, **skipped}
+            write_scores(
+                self.files.final, self.table.frame, everything, self.columns, self.files.kind
+            )
+            self._write_run(self.files.run, self._summary(rows, patches, facts))
+            for path in (*self.files.partials(), self.files.running, self.files.lock):
+                path.unlink(missing_ok=True)
+            self._lock.release()
+        self._ranks.wait()
+        return rows
+
+    def _claim(self, resume: bool) -> list[ScoreRow]:
+        """Take the lock, read what can be kept, and start the partial file with it."""
+        try:
+            self.files.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            kept = self._rows_to_keep() if resume else []
+            if not resume:
+                self._set_aside()
+            self._write_run(self.files.running, {"settings": self._settings})
+            self._partial = PartialScores(self.files.partial(), self.columns, kept)
+            for path in self.files.partials()[1:]:
+                path.unlink()
+        except filelock.Timeout as error:
+            raise ValueError(
+                f"{self.files.final}: another run is writing it; wait for its end, "
+                "or choose another --output"
+            ) from error
+        except OSError as error:
+            raise ValueError(
+                f"{self.files.folder}: output cannot be written: {error.strerror or error}"
+            ) from error
+        return kept
+
+    def _set_aside(self) -> None:
+        """Keep the rows of an interrupted run that is not resumed out of the way."""
+        for path in self.files.partials():
+            aside = path.with_name(f"{path.name}.old")
+            os.replace(path, aside)
+            logger.warning(
+                "%s: an interrupted run's scores, kept as %s; --resume would have continued it",
+                path,
+                aside.name,
+            )
+
+    def _rows_to_keep(self) -> list[ScoreRow]:
+        """Return the rows of the earlier run that still hold, numbered as in this input."""
+        partials = self.files.partials()
+        facts_file = self.files.running if partials else self.files.run
+        if not partials and not (facts_file.exists() and self.files.final.exists()):
+            logger.info("%s: nothing to resume; starting anew", self.files.final)
+            return []
+        facts = _read_facts(facts_file)
+        self._check_settings(facts["settings"], facts_file)
+        if partials:
+            earlier = [row for path in partials for row in read_partial(path, self.columns)]
+        else:
+            stamps = [FileStamp(*stamp) for stamp in facts["stamps"]]
+            earlier = read_scores(self.files.final, self.columns, self.files.kind, stamps)
+        return self._still_valid(earlier)
+
+    def _check_settings(self, earlier: Any, facts_file: Path) -> None:
+        before = dict(flatten(earlier if isinstance(earlier, Mapping) else {}))
+        now = dict(flatten(json.loads(json.dumps(self._settings))))
+        differing = [
+            f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        if differing:
+            raise ValueError(
+                f"{facts_file}: --resume needs the settings of the earlier run: "
+                f"{'; '.join(differing[:5])}. Start anew without --resume"
+            )
+
+    def _still_valid(self, earlier: Sequence[ScoreRow]) -> list[ScoreRow]:
+        """Leave out errors, images that changed, and rows that the input no longer has."""
+        by_name: dict[str, dict[int, ImageRecord]] = defaultdict(dict)
+        for record in self.table.records:
+            by_name[record.name][record.row] = record
+        kept: dict[int, ScoreRow] = {}
+        for row in earlier:
+            records = by_name.get(row.name, {})
+            found = records.get(row.row)
+            if found is None and len(records) == 1:
+                found = next(iter(records.values()))  # a folder grew: rows moved
+            if found is None or row.score is None or self._stamp(found) != row.stamp:
+                continue
+            kept[found.row] = ScoreRow(found.row, row.name, row.score, row.extras, "", row.stamp)
+        return list(kept.values())
+
+    def _stamp(self, record: ImageRecord) -> FileStamp | None:
+        try:
+            return self.source.open(record.path)[1]
+        except ImageError:
+            return None
+
+    def _merge(self) -> dict[int, ScoreRow]:
+        return {
+            row.row: row
+            for path in self.files.partials()
+            for row in read_partial(path, self.columns)
+        }
+
+    def _summary(
+        self, rows: Mapping[int, ScoreRow], patches: int, facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        failed = sum(row.score is None for row in rows.values())
+        stamps = [
+            rows[row].stamp if row in rows else FileStamp() for row in range(len(self.table.frame))
+        ]
+        return {
+            **facts,
+            "settings": self._settings,
+            "counts": {
+                "rows": len(self.table.frame),
+                "scored": len(rows) - failed,
+                "errors": failed,
+                "kept_from_earlier_run": self.kept,
+                "patches_in_this_run": patches,
+            },
+            "seconds": round(time.time() - self._started, 3),
+            "ranks": self._ranks.world,
+            "versions": versions(),
+            "stamps": [[stamp.size, stamp.mtime_ns] for stamp in stamps],
+        }
+
+    def _write_run(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Write JSON for people, with the long list of stamps on one line."""
+        stamps = content.get("stamps")
+        text = json.dumps(
+            {key: value for key, value in content.items() if key != "stamps"},
+            indent=2,
+            ensure_ascii=False,
+        )
+        if stamps is not None:
+            text = f'{text[:-2]},\n  "stamps": {json.dumps(stamps)}\n}}'
+        with write_atomically(path) as file:
+            file.write(f"{text}\n")
+
+
+def to_row(prediction: Prediction, columns: ScoreColumns) -> ScoreRow:
+    """Return what the output says of a prediction."""
+    record = prediction.record
+    if prediction.error is not None or prediction.layout is None:
+        empty = (None,) * len(columns.extras)
+        return ScoreRow(
+            record.row, record.name, None, empty, prediction.error or "", prediction.stamp
+        )
+    score, *others = sigmoid(np.array(prediction.logits, dtype=np.float64)).tolist()
+    extras: list[float | str] = others
+    if len(extras) < len(columns.extras):
+        layout = prediction.layout
+        extras.append(f"{len(layout.corners)}/{layout.total}")
+    return ScoreRow(record.row, record.name, score, tuple(extras), "", prediction.stamp)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes scores."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return {"settings": facts["settings"], "stamps": facts.get("stamps", [])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: cannot tell what the earlier run was ({error}); start anew without --resume"
+        ) from error
