@@ -158,7 +158,8 @@ def format_report(report: Report, *, most: int = 10) -> str:
     lines = [pd.DataFrame([_group_row(group) for group in report.groups]).to_string(index=False)]
     broken = [f"{path}: {error}" for path, error in report.broken.items()]
     repeats = [
-        f"{', '.join(d.images)} (in {' and '.join(d.splits)}, as {' and '.join(d.labels)})"
+        f"{len(d.images)} in {' and '.join(d.splits)}, as {' and '.join(d.labels)}: "
+        + ", ".join(d.images[:3])
         for d in report.duplicates
     ]
     lines += _listing("missing files", report.missing, most)

@@ -25,7 +25,7 @@ class ImageOutput(NamedTuple):
     """What the model says of B images.
 
     logits: [B] float32, the log-odds that the image is generated.
-    features: [B, V], the image's vector before the head.
+    features: [B, V] float32, the image's pooled vector, before the norm and the head.
     attention: [heads, K] for each image, a softmax over its patches; None in fixed resolution.
     """
 
@@ -314,8 +314,9 @@ class Spai(nn.Module):
         query = self.patch_aggregator  # [heads, 1, width / heads]
         weights = (query @ keys.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1)
         pooled = self.attention_dropout(weights) @ values  # [B, heads, 1, width / heads]
-        features = self.norm(self.to_out(pooled.flatten(1)))
-        return ImageOutput(self.cls_head(features), features, tuple(weights.squeeze(2).float()))
+        features = self.to_out(pooled.flatten(1))
+        logits = self.cls_head(self.norm(features))
+        return ImageOutput(logits, features.float(), tuple(weights.squeeze(2).float()))
 
     def forward(self, batch: PatchBatch) -> ImageOutput:
         """Score the images of a batch."""
