@@ -315,7 +315,7 @@ def _all_tensors(values: Iterable[Any]) -> bool:
 def _refusal(path: Path, message: str) -> str:
     named = re.search(r"(?:GLOBAL|global|Unsupported class|function) [`']?([\w.]+)", message)
     if named is None:
-        return f"{path}: refused or damaged; a model file holds tensors and plain data only"
+        return f"{path}: not a model file, or damaged: it is no checkpoint of plain tensors"
     return (
         f"{path}: refused: the file names {named.group(1)!r}, which is no plain data; "
         "loading it could run code. Convert it where you trust it, or get the original file"

@@ -1,5 +1,6 @@
 """`spai infer`: folders, CSVs and images in, score files out."""
 
+import contextlib
 import logging
 import shlex
 import sys
@@ -13,11 +14,10 @@ import numpy as np
 from spai import weights
 from spai.cli import options
 from spai.cli.progress import show_progress
-from spai.cli.scoring import ImageChoices, score_relevant
-from spai.data.images import FileSource, LmdbSource, Source
+from spai.cli.scoring import ImageChoices, describe_metrics, score_settings, source_of
 from spai.data.records import InputTable, check_distinct_outputs, read_input
 from spai.data.scores import FORMATS, ScoreColumns, ScoreRow, needs_parquet
-from spai.detectors import Detector, DetectorFile, open_detector, resolve_device, resolve_precision
+from spai.detectors import Detector, open_detector, resolve_device, resolve_precision
 from spai.engine.distributed import Ranks, local_rank, ranks_of_run
 from spai.engine.metrics import compute_metrics, log_odds
 from spai.engine.scoring import OutputFiles, ScoringRun
@@ -142,15 +142,17 @@ def command(
         stability=stability,
     )
     loading = choices.loading_options(file.config, chosen)
-    with ranks_of_run() as ranks:
-        runs = [
-            ScoringRun(
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(ranks_of_run())
+        runs = []
+        for table in tables:
+            run = ScoringRun(
                 table,
-                _source(table, choices.store(file.config)),
+                source_of(table, choices.store(file.config)),
                 OutputFiles(output, table.name, kind),
                 columns,
                 {
-                    **_settings(file, chosen_precision, choices),
+                    **score_settings(file, chosen_precision, choices),
                     "max_patches": max_patches,
                     "input": str(table.source.resolve()),
                     "split": split,
@@ -159,8 +161,8 @@ def command(
                 resume=resume,
                 ranks=ranks,
             )
-            for table in tables
-        ]
+            stack.callback(run.close)
+            runs.append(run)
         detector = file.build(
             device=chosen,
             precision=chosen_precision,
@@ -212,12 +214,8 @@ def _report(table: InputTable, rows: Mapping[int, ScoreRow], final: Path) -> int
     if known:
         labels, scores = (np.array(values, dtype=np.float64) for values in zip(*known, strict=True))
         metrics = compute_metrics(labels, log_odds(scores), bootstrap=0)
-        figures = (("loss", metrics.loss), ("ACC", metrics.acc), ("AP", metrics.ap))
-        shown = [
-            f"{name} {'-' if value is None else f'{value:.4f}'}"
-            for name, value in (*figures, ("AUC", metrics.auc))
-        ]
-        logger.info("%s: %s over %d labelled images", table.name, ", ".join(shown), len(known))
+        shown = describe_metrics(metrics)
+        logger.info("%s: %s over %d labelled images", table.name, shown, len(known))
     return len(failed)
 
 
@@ -236,19 +234,3 @@ def _check_columns(tables: Sequence[InputTable], columns: ScoreColumns, resume: 
             raise ValueError(
                 f"{table.source}: already has the column {taken[0]!r}; choose another --tag"
             )
-
-
-def _source(table: InputTable, store: Path | None) -> Source:
-    return FileSource() if store is None else LmdbSource(store, table.root)
-
-
-def _settings(file: DetectorFile, precision: str, choices: ImageChoices) -> dict[str, Any]:
-    """Return what determines the scores, besides the input."""
-    return {
-        "model_sha256": file.sha256,
-        "configuration": score_relevant(file.config),
-        "precision": precision,
-        "resize_to": choices.longest_side(file.config),
-        "max_pixels": choices.max_pixels,
-        "stability": choices.stability,
-    }

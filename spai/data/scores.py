@@ -90,6 +90,7 @@ class PartialScores:
             OSError: it cannot be written.
         """
         self._path = path
+        self._rows = len(rows)
         with write_atomically(path) as file:
             file.write(format_csv_row(_partial_header(columns)))
             file.writelines(map(_partial_line, rows))
@@ -99,10 +100,14 @@ class PartialScores:
         """Add a row; it is in the hands of the operating system when this returns."""
         self._file.write(_partial_line(row))
         self._file.flush()
+        self._rows += 1
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; one without rows is removed."""
+        with contextlib.suppress(OSError):  # a full disk was reported when a row was added
+            self._file.close()
+        if not self._rows:
+            self._path.unlink(missing_ok=True)
 
 
 def read_partial(path: Path, columns: ScoreColumns) -> list[ScoreRow]:

@@ -21,7 +21,7 @@ from spai.data.images import to_pixels
 from spai.detectors import PRECISIONS, ImageScore, Scores
 from spai.models.backbone import use_fused_attention
 from spai.models.patches import CentreCutter, Cutter, PatchCutter, PatchLayout, PatchPiece
-from spai.models.spai import ImageModel
+from spai.models.spai import ImageModel, PatchSummary
 
 # Patches encoded at once, unless the configuration sets a lower bound: measured best on CPUs;
 # on a GPU large enough to keep it busy and small enough for 8 GB.
@@ -154,7 +154,11 @@ class SpaiDetector:
         use_fused_attention(model.backbone, device.type != "cpu")
         if self._dtype != torch.float32:
             _convert_products(self._model, self._dtype)
-        self._encoder = torch.compile(model.encode, dynamic=True) if compile_model else model.encode
+        summarise = model.encoder.summarise
+        self._summarise = torch.compile(summarise, dynamic=True) if compile_model else summarise
+        # Products with few rows round differently for each number of rows. One patch at a time
+        # keeps a score on the CPU independent, to the last bit, of what shares its chunk.
+        self._combined = 1 if device.type == "cpu" else chunk
 
     def score(self, images: Sequence[Any]) -> Scores:
         """Score images: paths, Pillow images, uint8 arrays [H, W, 3] or tensors [3, H, W].
@@ -225,8 +229,20 @@ class SpaiDetector:
         """Turn uint8 patches [P, 3, S, S] into vectors [P, V] on the device."""
         mixed = self._dtype != torch.float32
         with torch.autocast(self._device.type, self._dtype if mixed else None, enabled=mixed):
-            vectors: Tensor = self._encoder(patches.to(self._device, non_blocking=True))
-        return vectors
+            summary = self._summarise(patches.to(self._device, non_blocking=True))
+            parts = [
+                PatchSummary(*part)
+                for part in zip(
+                    *(self._parts(values, len(patches)) for values in summary), strict=True
+                )
+            ]
+            combine = self._model.encoder.features_processor.combine
+            return torch.cat([combine(part) for part in parts])
+
+    def _parts(self, values: Tensor | None, patches: int) -> Sequence[Tensor | None]:
+        if values is None:
+            return (None,) * -(-patches // self._combined)
+        return values.split(self._combined)
 
     @torch.inference_mode()
     def _pool(self, image: _Pending) -> ImageScore:

@@ -153,7 +153,6 @@ class ScoringRun:
         Returns:
             The row of each scored record; on rank 0 only.
         """
-        self._partial.close()
         patches = sum(self._ranks.gather(self._patches))
         rows: dict[int, ScoreRow] = {}
         if self._ranks.is_main:
@@ -167,11 +166,19 @@ class ScoringRun:
                 self.files.final, self.table.frame, everything, self.columns, self.files.kind
             )
             self._write_run(self.files.run, self._summary(rows, patches, facts))
-            for path in (*self.files.partials(), self.files.running, self.files.lock):
+            for path in (*self.files.partials(), self.files.running):
                 path.unlink(missing_ok=True)
-            self._lock.release()
         self._ranks.wait()
         return rows
+
+    def close(self) -> None:
+        """Let go of the output; what was scored stays for --resume."""
+        self._partial.close()
+        if self._ranks.is_main:
+            if not self.files.partials():
+                self.files.running.unlink(missing_ok=True)
+            self.files.lock.unlink(missing_ok=True)
+            self._lock.release()
 
     def _claim(self, resume: bool) -> list[ScoreRow]:
         """Take the lock, read what can be kept, and start the partial file with it."""

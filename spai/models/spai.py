@@ -34,6 +34,17 @@ class ImageOutput(NamedTuple):
     attention: tuple[Tensor | None, ...]
 
 
+class PatchSummary(NamedTuple):
+    """What is kept of the tokens of P patches.
+
+    similarities: [P, 3, 2, N], mean and std of the three similarities in each block, or None.
+    statistics: [P, N, 2 D], mean and std of the projected original tokens, or None.
+    """
+
+    similarities: Tensor | None
+    statistics: Tensor | None
+
+
 class Projector(nn.Module):
     """Two linear layers, normalised after and, when asked, before."""
 
@@ -161,15 +172,13 @@ class FeaturesProcessor(nn.Module):
                 return similarities, None
             return similarities, _token_statistics(projected.chunk(3)[0])
 
-    def combine(self, similarities: list[Tensor | None], statistics: list[Tensor | None]) -> Tensor:
-        """Join what was kept of the N blocks into the vector of each patch, [P, V]."""
+    def combine(self, summary: PatchSummary) -> Tensor:
+        """Turn what was kept of each patch into its vector, [P, V]."""
         parts = []
-        if self.similarities:
-            kept = [part for part in similarities if part is not None]
-            parts.append(torch.stack(kept, dim=-1).flatten(1))  # [P, 3, 2, N] -> [P, 6 N]
+        if summary.similarities is not None:
+            parts.append(summary.similarities.flatten(1))  # [P, 6 N]
         if self.original_features_processor is not None:
-            contexts = [part for part in statistics if part is not None]
-            parts.append(self.original_features_processor(torch.stack(contexts, dim=1)).float())
+            parts.append(self.original_features_processor(summary.statistics).float())
         return torch.cat(parts, dim=1)
 
 
@@ -211,23 +220,31 @@ class SpectralEncoder(nn.Module):
 
     def encode(self, patches: Tensor) -> Tensor:
         """Turn patches [P, 3, S, S], uint8 or float in [0, 1], into vectors [P, V] float32."""
-        images = self._spectral_views(patches)
-        process = self.features_processor
-        similarities: list[Tensor | None] = []
-        statistics: list[Tensor | None] = []
-        for block, tokens in enumerate(stream_blocks(self.vit, images)):
+        return self.features_processor.combine(self.summarise(patches))
+
+    def summarise(self, patches: Tensor) -> PatchSummary:
+        """Run the backbone and keep a few numbers of each block's tokens as soon as they are there.
+
+        Args:
+            patches: [P, 3, S, S], uint8 or float in [0, 1].
+        """
+        reduce = self.features_processor.reduce
+        kept: list[tuple[Tensor | None, Tensor | None]] = []
+        for block, tokens in enumerate(stream_blocks(self.vit, self._spectral_views(patches))):
             if block not in self.layers:
                 continue
-            index = len(statistics)
             if self.use_checkpoint and torch.is_grad_enabled():
-                kept = checkpoint(process.reduce, index, tokens, use_reentrant=False)
+                kept.append(checkpoint(reduce, len(kept), tokens, use_reentrant=False))
             else:
-                kept = process.reduce(index, tokens)
-            similarities.append(kept[0])
-            statistics.append(kept[1])
-            if len(statistics) == len(self.layers):
+                kept.append(reduce(len(kept), tokens))
+            if len(kept) == len(self.layers):
                 break
-        return process.combine(similarities, statistics)
+        similarities = [part for part, _ in kept if part is not None]
+        statistics = [part for _, part in kept if part is not None]
+        return PatchSummary(
+            torch.stack(similarities, dim=-1) if similarities else None,
+            torch.stack(statistics, dim=1) if statistics else None,
+        )
 
     def _spectral_views(self, patches: Tensor) -> Tensor:
         """Return the normalised originals, low and high parts, one after the other.
@@ -298,6 +315,11 @@ class Spai(nn.Module):
         self.cls_head = ClassificationHead(width, ratio=head_ratio, dropout=dropout)
 
     @property
+    def encoder(self) -> SpectralEncoder:
+        """The part that sees pixels."""
+        return self.mfvit
+
+    @property
     def backbone(self) -> Beit:
         """The vision transformer."""
         return self.mfvit.vit
@@ -364,6 +386,11 @@ class FixedResolutionSpai(SpectralEncoder):
             features_processor.vector_size, ratio=head_ratio, dropout=dropout
         )
         self.reduction = reduction
+
+    @property
+    def encoder(self) -> SpectralEncoder:
+        """The part that sees pixels: this module itself."""
+        return self
 
     @property
     def backbone(self) -> Beit:
