@@ -153,7 +153,9 @@ def read_model_file(path: Path) -> ModelFile:
 
 
 def load_weights(model: ImageModel, file: ModelFile) -> None:
-    """Copy a file's tensors into a model: dead ones dropped by name, everything else strict.
+    """Put a file's tensors into a model: dead ones dropped by name, everything else strict.
+
+    They are copied, or become the model's own where it was built on the meta device.
 
     Raises:
         ValueError: a tensor is missing, unexpected or of another shape, or the frequency mask is
@@ -161,17 +163,20 @@ def load_weights(model: ImageModel, file: ModelFile) -> None:
     """
     prefix = "mfvit.vit." if isinstance(model, Spai) else "vit."
     tensors = without_dead(file.tensors, prefix, DEAD_SPAI)
-    mismatch = describe_mismatch(model.state_dict(), tensors)
+    state = model.state_dict()
+    mismatch = describe_mismatch(state, tensors)
     if mismatch:
         raise ValueError(f"{file.path}: does not fit the configuration: {mismatch}")
-    for name, expected in model.state_dict().items():
+    for name, expected in state.items():
         if name.endswith("frequencies_mask") and not torch.equal(tensors[name], expected):
             raise ValueError(
                 f"{file.path}: its {name} has {int(tensors[name].sum())} bins in the low band, "
                 f"the configured MODEL.FRE.MASKING_RADIUS gives {int(expected.sum())}; "
                 "set the radius that the model was trained with"
             )
-    model.load_state_dict(tensors)
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
+    converted = {name: tensor.to(state[name].dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(converted, assign=on_meta)
 
 
 def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

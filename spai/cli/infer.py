@@ -169,6 +169,7 @@ def command(
             compile_model=compile_model,
             max_patches=max_patches,
         )
+        del file  # its tensors, which the model may hold in another precision
         failed = 0
         for run in runs:
             failed += _score(run, detector, loading, ranks)

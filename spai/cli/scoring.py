@@ -9,8 +9,12 @@ import torch
 from yacs.config import CfgNode
 
 from spai.config import flatten
+from spai.data.images import FileSource, LmdbSource, Source
 from spai.data.loaders import LoadingOptions, Preparation
 from spai.data.perturb import Perturbation
+from spai.data.records import InputTable
+from spai.detectors import DetectorFile
+from spai.engine.metrics import Metrics
 
 # Configuration keys that change a score.
 SCORE_KEYS = ("MODEL.", "TEST.", "DATA.IMG_SIZE")
@@ -108,3 +112,29 @@ def score_relevant(config: CfgNode) -> dict[str, Any]:
         for key, value in flatten(config)
         if key.startswith(SCORE_KEYS) and key not in NEUTRAL_KEYS
     }
+
+
+def score_settings(file: DetectorFile, precision: str, choices: ImageChoices) -> dict[str, Any]:
+    """Return what determines the scores, besides the input."""
+    return {
+        "model_sha256": file.sha256,
+        "configuration": score_relevant(file.config),
+        "precision": precision,
+        "resize_to": choices.longest_side(file.config),
+        "max_pixels": choices.max_pixels,
+        "stability": choices.stability,
+    }
+
+
+def source_of(table: InputTable, store: Path | None) -> Source:
+    """Return where the images of an input come from: an LMDB store, or files with None."""
+    return FileSource() if store is None else LmdbSource(store, table.root)
+
+
+def describe_metrics(metrics: Metrics) -> str:
+    """Return the metrics that the log shows, on one line; - for those that are not defined."""
+    figures = (("loss", metrics.loss), ("ACC", metrics.acc), ("AP", metrics.ap))
+    return ", ".join(
+        f"{name} {'-' if value is None else f'{value:.4f}'}"
+        for name, value in (*figures, ("AUC", metrics.auc))
+    )

@@ -9,6 +9,7 @@ import importlib.util
 import io
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from spai.data.lmdb import lmdb_package, open_store, store_key
 
 MAX_PIXELS = 500_000_000
 
@@ -95,50 +98,31 @@ class LmdbSource:
             ValueError: the store cannot be opened, or the package lmdb is not installed.
         """
         self.store, self.root = store, root
-        self._environment: Any = None
-        self._opened_by = -1
-        self._transaction()
+        self._transaction: Any = None
+        self._begun_by = -1
+        self._begin()
 
     def open(self, path: Path) -> tuple[io.BytesIO, FileStamp]:
         """Return the bytes stored for a path."""
-        key = Path(os.path.relpath(path, self.root)).as_posix()
+        key = store_key(path, self.root)
         try:
-            content = self._transaction().get(key.encode("utf-8", "surrogateescape"))
-        except self._lmdb().Error as error:  # such as a key that is empty or too long
-            raise ImageError(f"{key!r} cannot be read from {self.store}: {error}") from error
+            content = self._begin().get(key)
+        except lmdb_package().Error as error:  # such as a key that is empty or too long
+            name = os.fsdecode(key)
+            raise ImageError(f"{name!r} cannot be read from {self.store}: {error}") from error
         if content is None:
-            raise ImageError(f"no image {key!r} in {self.store}")
+            raise ImageError(f"no image {os.fsdecode(key)!r} in {self.store}")
         return io.BytesIO(content), FileStamp(len(content))
 
-    def _transaction(self) -> Any:
-        if self._opened_by != os.getpid():  # an environment must not cross a fork
-            lmdb = self._lmdb()
-            try:
-                self._environment = lmdb.open(
-                    str(self.store),
-                    subdir=self.store.is_dir(),
-                    readonly=True,
-                    create=False,
-                    lock=False,
-                    readahead=False,
-                ).begin()
-            except (lmdb.Error, OSError) as error:
-                raise ValueError(f"{self.store}: no LMDB store: {error}") from error
-            self._opened_by = os.getpid()
-        return self._environment
-
-    @staticmethod
-    def _lmdb() -> Any:
-        try:
-            import lmdb
-        except ImportError as error:
-            raise ValueError(
-                "reading an LMDB store needs the package lmdb: pip install 'spai[lmdb]'"
-            ) from error
-        return lmdb
+    def _begin(self) -> Any:
+        """Return this process's transaction."""
+        if self._begun_by != os.getpid():
+            self._transaction = open_store(self.store).begin()
+            self._begun_by = os.getpid()
+        return self._transaction
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_environment": None, "_opened_by": -1}
+        return {**self.__dict__, "_transaction": None, "_begun_by": -1}
 
 
 class RowImage:
@@ -152,8 +136,10 @@ class RowImage:
         """Wrap a loaded image.
 
         Raises:
-            ImageError: its mode has no RGB form.
+            ImageError: it is empty, or its mode has no brightness range.
         """
+        if 0 in image.size:
+            raise ImageError(f"an image needs at least one pixel, found {image.size}")
         if image.mode == "F":
             raise ImageError("floating-point pixels (mode F) have no defined brightness range")
         self._image = image
@@ -169,10 +155,15 @@ class RowImage:
         return 3, self._image.height, self._image.width
 
     def __getitem__(self, rows: tuple[slice, slice]) -> Tensor:
-        """Return `[:, top:bottom]` as a uint8 tensor [3, rows, W]."""
+        """Return `[:, top:bottom]` as a uint8 tensor [3, rows, W].
+
+        Raises:
+            ImageError: the mode has no RGB form, or there is not enough memory.
+        """
         top, bottom, _ = rows[1].indices(self._image.height)
-        part = self._image.crop((0, top, self._image.width, bottom))
-        return torch.from_numpy(np.array(_to_rgb(part))).permute(2, 0, 1)
+        with decoding_errors(), _no_pixel_limit():
+            part = self._image.crop((0, top, self._image.width, bottom))
+            return torch.from_numpy(np.array(_to_rgb(part))).permute(2, 0, 1)
 
     def tensor(self) -> Tensor:
         """Return the whole image, uint8 [3, H, W]."""
@@ -205,7 +196,7 @@ class OpenedImage:
         Raises:
             ImageError: the data are damaged or of a kind that cannot be shown as RGB.
         """
-        with decoding_errors():
+        with decoding_errors(), _no_pixel_limit():  # TIFF and ICO check it again
             self._image.load()
             return RowImage(self._image)
 
@@ -225,7 +216,7 @@ def open_image(path: Path, source: Source, max_pixels: int = MAX_PIXELS) -> Iter
     file, stamp = source.open(path)
     _register_heif()
     with contextlib.ExitStack() as stack:
-        with decoding_errors(), _own_pixel_limit():
+        with decoding_errors(), _no_pixel_limit():
             image = stack.enter_context(Image.open(file, formats=_formats()))
         if image.width * image.height > max_pixels:
             raise ImageError(
@@ -258,7 +249,8 @@ def to_pixels(image: Any) -> "RowImage | Tensor":
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and (image.ndim == 2 or image.ndim == 3 and image.shape[2] == 3):
             planes = image if image.ndim == 3 else image[:, :, None].repeat(3, axis=2)
-            return _not_empty(torch.from_numpy(np.ascontiguousarray(planes)).permute(2, 0, 1))
+            owned = np.require(planes, requirements=("C", "W"))  # torch warns of read-only ones
+            return _not_empty(torch.from_numpy(owned).permute(2, 0, 1))
         raise ValueError(
             f"an array must be uint8 [H, W, 3] or [H, W], found {image.dtype} {list(image.shape)}"
         )
@@ -312,14 +304,33 @@ def _reason(error: Exception) -> str:
     return (text or type(error).__name__).strip()
 
 
-@contextlib.contextmanager
-def _own_pixel_limit() -> Iterator[None]:
-    """Lift Pillow's limit of pixels for our decoding only; ours is checked instead."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+class _NoPixelLimit:
+    """Lift Pillow's limit of pixels for our decoding only; ours is checked instead.
+
+    Pillow has one for the whole process: it is back when the last of the threads here has left.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limit: int | None = None
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if self._inside == 0:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_no_pixel_limit = _NoPixelLimit()
 
 
 def _register_heif() -> None:

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,10 +76,16 @@ def read_input(
     Raises:
         ValueError: it does not exist, holds no image, or is no readable CSV.
     """
-    if source.is_dir():
+    try:
+        mode = os.stat(source).st_mode
+    except FileNotFoundError as error:
+        raise ValueError(f"{source}: no such file or folder") from error
+    except OSError as error:
+        raise ValueError(f"{source}: cannot be read: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
         return read_folder(source, recursive=recursive, exclude=exclude)
-    if not source.exists():
-        raise ValueError(f"{source}: no such file or folder")
+    if not stat.S_ISREG(mode):  # reading a pipe or a device might never end
+        raise ValueError(f"{source}: neither a file nor a folder; save it as a file first")
     if looks_like_image(source):
         record = ImageRecord(source, _as_text(source.name), None, 0)
         return InputTable(
@@ -148,22 +154,28 @@ def read_csv(csv: Path, *, split: str = "test", root: Path | None = None) -> Inp
 def read_table(csv: Path) -> pd.DataFrame:
     """Read a CSV with all cells as text, exactly as written.
 
+    A short row gets empty cells; the second of two columns of the same name gets a number.
+
     Raises:
-        ValueError: it cannot be read as a UTF-8 CSV with a header.
+        ValueError: it cannot be read as a UTF-8 CSV with a header, or a row is longer than that.
     """
     try:
-        return pd.read_csv(
+        # Without pandas' header, which renames columns and drops what a long row has too much.
+        table = pd.read_csv(
             csv,
+            header=None,
             dtype=str,
             keep_default_na=False,
             na_filter=False,
-            index_col=False,
             encoding="utf-8-sig",
         )
     except pd.errors.EmptyDataError as error:
         raise ValueError(f"{csv}: empty file, not a CSV") from error
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, ValueError) as error:
         raise ValueError(f"{csv}: not an image, and not a readable CSV: {error}") from error
+    frame = table.iloc[1:].reset_index(drop=True)
+    frame.columns = pd.Index(_distinct(table.iloc[0]), dtype=str)
+    return frame
 
 
 def parse_labels(frame: pd.DataFrame) -> list[int | None]:
@@ -225,6 +237,17 @@ def _is_candidate(entry: os.DirEntry[str]) -> bool:
     except OSError:
         return claims  # such as a dangling link: an error row says so
     return regular and (claims or looks_like_image(Path(entry.path)))
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """Return column names, repeated ones with a number: a, a.1, a.2."""
+    given = list(names)
+    distinct: list[str] = []
+    for name in given:
+        numbered = (f"{name}.{number}" for number in range(1, len(given) + 1))
+        free = (new for new in numbered if new not in given and new not in distinct)
+        distinct.append(next(free) if name in distinct else name)
+    return distinct
 
 
 def _names_frame(records: Sequence[ImageRecord]) -> pd.DataFrame:

@@ -77,7 +77,8 @@ class SpaiFile:
         Raises:
             ValueError: the tensors do not fit the configuration.
         """
-        model = build_model(self.config)
+        with torch.device("meta"):  # neither time nor memory for weights that are replaced
+            model = build_model(self.config)
         try:
             load_weights(model, self.file)
         except ValueError as error:
@@ -93,9 +94,7 @@ class SpaiFile:
             "backend": "torch",
         }
         cutter = build_cutter(self.config, max_patches)
-        chunk = CHUNK.get(device.type, CHUNK["cpu"])
-        if self.config.MODEL.FEATURE_EXTRACTION_BATCH is not None:
-            chunk = min(chunk, self.config.MODEL.FEATURE_EXTRACTION_BATCH)
+        chunk = chunk_size(self.config, device)
         return SpaiDetector(
             model, cutter, facts, device=device, chunk=chunk, compile_model=compile_model
         )
@@ -253,6 +252,13 @@ class SpaiDetector:
         return ImageScore(
             output.logits.item(), None if attention is None else attention.cpu(), image.layout
         )
+
+
+def chunk_size(config: CfgNode, device: torch.device) -> int:
+    """Return how many patches are encoded at once on a device."""
+    chunk = CHUNK.get(device.type, CHUNK["cpu"])
+    bound = config.MODEL.FEATURE_EXTRACTION_BATCH
+    return chunk if bound is None else min(chunk, bound)
 
 
 def build_cutter(config: CfgNode, max_patches: int | None = None) -> Cutter:

@@ -60,6 +60,11 @@ def build_backbone(
         num_classes=0,
         global_pool="token" if final_norm else "avg",
     )
+    for module in vit.modules():
+        if isinstance(module, Attention) and module.q_bias is not None:
+            # Not in any file, so real zeros also in a model that is built without memory.
+            zeros = torch.zeros(module.q_bias.shape, device="cpu")
+            module.register_buffer("k_bias", zeros, persistent=False)
     if not final_norm:
         vit.norm = vit.fc_norm = nn.Identity()
     return vit

@@ -18,7 +18,8 @@ def low_pass_mask(size: int, radius: float) -> Tensor:
         [S, S] int64, 1 where a centre-shifted bin is kept. Row and column i are at distance
         `S/2 - 1 - i` for i < S/2 and `i - S/2` from there, so the disc lies half a bin off DC.
     """
-    half = torch.arange(size // 2)
+    # On the CPU even where models are built without memory: nothing fills it in later.
+    half = torch.arange(size // 2, device="cpu")
     distance = torch.cat([half.flip(0), half])  # [S]: S/2 - 1 .. 0, 0 .. S/2 - 1
     square = distance.square()
     return (square[:, None] + square[None, :] < radius**2).long()

@@ -1,0 +1,283 @@
+"""What `spai test` does: one model file after the other, each over every CSV."""
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+import torch
+from yacs.config import CfgNode
+
+from spai import weights
+from spai.cli.progress import show_progress
+from spai.cli.scoring import ImageChoices, describe_metrics, score_settings, source_of
+from spai.data.loaders import LoadingOptions
+from spai.data.records import InputTable, natural_key
+from spai.detectors import Detector, resolve_device, resolve_precision
+from spai.detectors.spai import SpaiFile
+from spai.engine.distributed import Ranks, local_rank, ranks_of_run
+from spai.engine.evaluate import (
+    add_score_column,
+    check_images,
+    check_new_column,
+    gather_scores,
+    read_test_csvs,
+    score_column,
+    share_of,
+)
+from spai.engine.predict import predict
+from spai.engine.scoring import versions
+from spai.report.checkpoints import SUMMARY_FILES, CheckpointResults, write_checkpoints
+from spai.report.results import RESULT_FILES, Results, write_results
+
+CHECKPOINTS = "ckpt_epoch_*.pth"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model file to test.
+
+    Attributes:
+        file: read and checked.
+        output: folder of its results.
+        column: what its scores are called in an updated CSV.
+    """
+
+    file: SpaiFile
+    output: Path
+    column: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What all checkpoints of a run share.
+
+    Attributes:
+        tables: the data sets.
+        choices: how images are read.
+        device: where models run.
+        precision: of the patch encoder.
+        compile_model: use torch.compile.
+        update_csv: add the scores to the CSVs.
+        facts: what the results say of the run besides the model.
+    """
+
+    tables: Sequence[InputTable]
+    choices: ImageChoices
+    device: torch.device
+    precision: str
+    compile_model: bool
+    update_csv: bool
+    facts: dict[str, Any]
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raise ValueError for what cannot work, before a model is built."""
+        self.loading_options(checkpoint.file.config)
+        _check_output(checkpoint.output, [table.source for table in self.tables], RESULT_FILES)
+        for table in self.tables:
+            check_images(table, source_of(table, self.choices.store(checkpoint.file.config)))
+            if self.update_csv:
+                check_new_column(table, checkpoint.column)
+
+    def run(self, checkpoint: Checkpoint, ranks: Ranks) -> Results | None:
+        """Test a checkpoint and write its results; they are returned on rank 0 only."""
+        started = time.monotonic()
+        detector = checkpoint.file.build(
+            device=self.device, precision=self.precision, compile_model=self.compile_model
+        )
+        scores = [self._score(table, checkpoint, detector, ranks) for table in self.tables]
+        if not ranks.is_main:
+            return None
+        facts = self._facts(checkpoint.file, detector)
+        seconds = round(time.monotonic() - started, 3)
+        everything = pd.concat(scores, ignore_index=True)
+        facts |= {"ranks": ranks.world, "seconds": seconds}
+        results = write_results(checkpoint.output, everything, facts)
+        for name, metrics in results.metrics.items():
+            shown = describe_metrics(metrics)
+            logger.info("%s: %s over %d images", name, shown, metrics.count)
+            if metrics.errors:
+                logger.warning("%s: %d images have no score", name, metrics.errors)
+        if self.update_csv:
+            for table, rows in zip(self.tables, scores, strict=True):
+                _update_csv(table, checkpoint.column, rows)
+        return results
+
+    def loading_options(self, config: CfgNode) -> LoadingOptions:
+        """Return how images are decoded under a model's configuration."""
+        ahead = config.DATA.TEST_BATCH_SIZE or self.choices.batch_size
+        return replace(self.choices, batch_size=ahead).loading_options(config, self.device)
+
+    def _score(
+        self, table: InputTable, checkpoint: Checkpoint, detector: Detector, ranks: Ranks
+    ) -> pd.DataFrame:
+        """Score this rank's share of a data set; return the rows of all ranks."""
+        config = checkpoint.file.config
+        source = source_of(table, self.choices.store(config))
+        share = share_of(table.records, ranks)
+        predictions = predict(detector, share, source, self.loading_options(config))
+        if ranks.is_main:
+            predictions = show_progress(predictions, name=table.name, done=0, total=len(share))
+        return gather_scores(table, predictions, ranks)
+
+    def _facts(self, file: SpaiFile, detector: Detector) -> dict[str, Any]:
+        return {
+            **self.facts,
+            "model": detector.facts,
+            "model_file": str(file.file.path),
+            "model_sha256": file.sha256,
+            "epoch": file.file.epoch,
+            "device": str(self.device),
+            "precision": self.precision,
+            "settings": score_settings(file, self.precision, self.choices),
+        }
+
+
+def run_test(
+    *,
+    csvs: Sequence[Path],
+    roots: Sequence[Path],
+    output: Path,
+    model: str | None,
+    cfg: Path | None,
+    overrides: Sequence[tuple[str, str]],
+    device: str,
+    precision: str,
+    compile_model: bool,
+    batch_size: int,
+    split: str,
+    tag: str,
+    update_csv: bool,
+    lmdb: Path | None,
+    resize_to: int | None,
+    workers: int | None,
+    max_pixels: int,
+) -> None:
+    """Test one model file or a folder of them; the arguments are the options of `spai test`.
+
+    Raises:
+        ValueError: a mistake in what was asked; raised before a model is built.
+    """
+    if not tag.strip():
+        raise ValueError("--tag: the name of the run cannot be empty")
+    tables = read_test_csvs(csvs, roots=roots, split=split)
+    chosen = resolve_device(device, local_rank=local_rank())
+    evaluation = Evaluation(
+        tables,
+        ImageChoices(lmdb, resize_to, workers, max_pixels, batch_size),
+        chosen,
+        resolve_precision(precision, chosen),
+        compile_model,
+        update_csv,
+        _run_facts(tables, split=split, tag=tag),
+    )
+    files = [SpaiFile.read(path, cfg=cfg, overrides=overrides) for path in _model_files(model)]
+    several = _is_folder(model)
+    checkpoints = [_checkpoint(file, output, tag, several=several) for file in files]
+    if update_csv:
+        _check_columns(checkpoints)
+    if several:
+        _check_output(output, csvs, SUMMARY_FILES)
+    for checkpoint in checkpoints:
+        evaluation.check(checkpoint)
+    with ranks_of_run() as ranks:
+        done: list[CheckpointResults] = []
+        for checkpoint in checkpoints:
+            results = evaluation.run(checkpoint, ranks)
+            if results is not None and several:
+                epoch = checkpoint.file.file.epoch
+                done.append(CheckpointResults(checkpoint.output.name, epoch, results))
+                write_checkpoints(output, done)
+        if ranks.is_main:
+            click.echo(output / ("checkpoints.md" if several else "report.md"))
+
+
+def _is_folder(model: str | None) -> bool:
+    """Tell whether --model is a folder; the name of a registered model never is one."""
+    return model is not None and model not in weights.REGISTRY and Path(model).expanduser().is_dir()
+
+
+def _model_files(model: str | None) -> list[Path]:
+    """Return the model file, or those of a folder in natural order."""
+    if model is None:
+        return [weights.default_weights()]
+    if not _is_folder(model):
+        return [weights.find_weights(model)]
+    folder = Path(model).expanduser()
+    found = sorted(folder.glob(CHECKPOINTS), key=lambda path: natural_key(path.name))
+    if not found:
+        raise ValueError(f"{folder}: no {CHECKPOINTS} in this folder; name a model file")
+    return found
+
+
+def _checkpoint(file: SpaiFile, output: Path, tag: str, *, several: bool) -> Checkpoint:
+    folder = output / file.file.path.stem if several else output
+    return Checkpoint(file, folder, score_column(tag, file.file.epoch))
+
+
+def _check_columns(checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise ValueError when two checkpoints would add a column of the same name."""
+    by_column: dict[str, Path] = {}
+    for checkpoint in checkpoints:
+        path = checkpoint.file.file.path
+        other = by_column.setdefault(checkpoint.column, path)
+        if other != path:
+            raise ValueError(
+                f"{other} and {path}: both would add the column {checkpoint.column!r}; "
+                "leave out --update-csv, or test them one by one with different --tag"
+            )
+
+
+def _check_output(output: Path, inputs: Sequence[Path], names: Sequence[str]) -> None:
+    """Make the folder; ValueError when it cannot be written or a result would replace an input."""
+    written = {(output / name).resolve() for name in names}
+    for file in inputs:
+        if file.resolve() in written:
+            raise ValueError(f"{file}: would be overwritten; give another folder with --output")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{output}: the results cannot be written there: {reason}") from error
+    if not os.access(output, os.W_OK):
+        raise ValueError(f"{output}: the results cannot be written there: not writable")
+
+
+def _run_facts(tables: Sequence[InputTable], *, split: str, tag: str) -> dict[str, Any]:
+    packages = ("pandas", "scikit-learn")
+    return {
+        "command": shlex.join(["spai", *sys.argv[1:]]),
+        "tag": tag,
+        "split": split,
+        "inputs": [
+            {
+                "dataset": table.name,
+                "file": str(table.source.resolve()),
+                "sha256": hashlib.sha256(table.source.read_bytes()).hexdigest(),
+                "root": str(table.root.resolve()),
+            }
+            for table in tables
+        ],
+        "versions": versions() | {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _update_csv(table: InputTable, column: str, rows: pd.DataFrame) -> None:
+    scored = {
+        record.row: score
+        for record, score in zip(table.records, rows["score"], strict=True)
+        if score == score  # not NaN
+    }
+    add_score_column(table, column, scored)
+    logger.info("%s: column %r added", table.source, column)

@@ -1,0 +1,69 @@
+"""`spai test`: labelled CSVs and a model in, metrics and tables out."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spai.cli import options
+
+
+@options.command(name="test")
+@click.option(
+    "--test-csv",
+    "csvs",
+    type=options.PATH,
+    multiple=True,
+    required=True,
+    help="A data set: a CSV with columns `image` and `class` (0 real, 1 generated); repeatable.",
+)
+@click.option(
+    "--test-csv-root-dir",
+    "roots",
+    type=options.PATH,
+    multiple=True,
+    help="What image paths are relative to: once for all CSVs, or once for each.  "
+    "[default: each CSV's folder]",
+)
+@click.option(
+    "--output",
+    type=options.PATH,
+    default=Path("output"),
+    show_default=True,
+    help="The folder for the results.",
+)
+@options.model_options
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Images that a worker may decode ahead, unless DATA.TEST_BATCH_SIZE is set. Patches are "
+    "batched across images anyway.",
+)
+@click.option(
+    "--split",
+    default="test",
+    show_default=True,
+    help="Rows to score of a CSV that has a `split` column.",
+)
+@click.option("--tag", default="spai", show_default=True, help="Name of the run.")
+@click.option(
+    "--update-csv",
+    is_flag=True,
+    help="Add the scores to each CSV, as a column <tag>_epoch_<N>; <tag> if the model file does "
+    "not say its epoch.",
+)
+@options.image_options
+def command(**chosen: Any) -> None:
+    """Measure how well a model tells generated from real images.
+
+    --model may also be a folder of ckpt_epoch_*.pth: each is tested, in natural order, into a
+    folder of its own below --output, with a table of all beside them.
+
+    Writes metrics.json, metrics.csv, scores.csv and report.md. An image that cannot be read is
+    counted apart and enters no metric.
+    """
+    from spai.cli.evaluation import run_test
+
+    run_test(**chosen)

@@ -1,0 +1,128 @@
+"""Batches for training: which images, in which order.
+
+The order follows from the seed and the epoch: any number of workers and ranks gives the same
+batches, and a resumed run goes on in the middle of an epoch without decoding what it has used.
+
+B: images of a batch.
+"""
+
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from spai.data.views import Key, Sample
+
+
+class TrainingBatch(NamedTuple):
+    """Samples of B images: `images` [B, ...] uint8, `targets` [B] int64, all `replaced`."""
+
+    images: Tensor
+    targets: Tensor
+    replaced: tuple[str, ...]
+
+
+class EpochBatches(Sampler[list[Key]]):
+    """The keys of this rank's batches of an epoch, shuffled; what is left over is not used.
+
+    Ranks share each batch: with twice the ranks and half the batch size, the images of a step are
+    the same.
+    """
+
+    def __init__(
+        self, images: int, batch_size: int, *, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        """Plan the epochs.
+
+        Args:
+            images: how many there are.
+            batch_size: images of a batch on each rank.
+            seed: of the order.
+            rank: this process, from 0.
+            world: number of processes.
+
+        Raises:
+            ValueError: the images do not fill a batch.
+        """
+        if batch_size * world > images:
+            ranks = f" on each of {world} processes" if world > 1 else ""
+            raise ValueError(
+                f"a batch of {batch_size} images{ranks} is larger than the data set of {images}; "
+                "use a smaller --batch-size"
+            )
+        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.rank, self.world = rank, world
+        self.epoch = self.first = 0
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch."""
+        return self.images // (self.batch_size * self.world)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """Yield the batches of `epoch` from number `first` on."""
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.images)
+        for batch in range(self.first, len(self)):
+            start = (batch * self.world + self.rank) * self.batch_size
+            yield [(self.epoch, int(i)) for i in order[start : start + self.batch_size]]
+
+
+class ViewLoader:
+    """Batches of a data set, decoded and augmented in worker processes that live on."""
+
+    def __init__(
+        self,
+        dataset: Dataset[Sample],
+        batches: EpochBatches,
+        *,
+        workers: int = 0,
+        prefetch: int = 2,
+        pin_memory: bool = False,
+    ) -> None:
+        """Make the loader.
+
+        Args:
+            dataset: what to load.
+            batches: in which order.
+            workers: processes; 0 works in this one.
+            prefetch: batches that each worker may be ahead.
+            pin_memory: keep batches where a GPU copies them fastest.
+        """
+        self.batches = batches
+        self._loader: DataLoader[Sample] = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
+            collate_fn=_collate,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            worker_init_fn=_ignore_interrupts,
+            # Its own, or starting workers would draw from the generator of the model's dropout.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch."""
+        return len(self.batches)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[TrainingBatch]:
+        """Yield the batches of an epoch from number `first` on."""
+        self.batches.epoch, self.batches.first = epoch, first
+        yield from self._loader
+
+
+def _collate(samples: list[Sample]) -> TrainingBatch:
+    return TrainingBatch(
+        torch.stack([sample.images for sample in samples]),
+        torch.tensor([sample.target for sample in samples]),
+        tuple(text for sample in samples for text in sample.replaced),
+    )
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C to the main process, which ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,28 @@
+"""Names from a CSV under which something is written."""
+
+from pathlib import PurePosixPath, PureWindowsPath
+
+
+def inner_name(name: str, *, where: str) -> str:
+    """Return the POSIX form of a relative name that cannot leave the folder it is joined to.
+
+    Args:
+        name: from a CSV; `./` and double slashes are dropped.
+        where: what the message begins with, such as the CSV and its row.
+
+    Raises:
+        ValueError: empty, absolute (on any system), with `..`, or with a NUL character.
+
+    Example:
+        >>> inner_name("./a//b.png", where="list.csv, row 1")
+        'a/b.png'
+    """
+    path = PurePosixPath(name)
+    windows = PureWindowsPath(name)
+    absolute = path.is_absolute() or windows.drive or windows.root
+    if absolute or ".." in (*path.parts, *windows.parts) or not path.parts or "\0" in name:
+        raise ValueError(
+            f"{where}: {name!r} cannot name what is written; "
+            "give a relative path without '..', such as folder/image.png"
+        )
+    return path.as_posix()
