@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from spai import weights
+from spai import downloads, weights
 from spai.cli import options
 
 
@@ -42,7 +42,16 @@ def download(name: str, destination: Path | None) -> None:
     A file that is already there and intact is not downloaded again; an interrupted download
     continues.
     """
-    click.echo(weights.download(name, destination=destination))
+    click.echo(downloads.download(name, destination=destination, check=_check_encoder))
+
+
+def _check_encoder(path: Path) -> None:
+    """Load a backbone without a published checksum strictly into the published architecture."""
+    from spai.checkpoint import backbone_settings, load_mfm_encoder
+    from spai.config import default_config
+    from spai.models.backbone import build_backbone
+
+    load_mfm_encoder(path, build_backbone(**backbone_settings(default_config()), final_norm=False))
 
 
 @options.command(name="verify")

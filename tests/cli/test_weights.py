@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from spai import weights
+from spai import downloads, weights
 from spai.cli import main
 
 CONTENT = b"PK tiny model"
@@ -22,7 +22,7 @@ def models(monkeypatch, tmp_path):
         weights.REGISTRY["spai"], size=len(CONTENT), minimum_size=len(CONTENT), sha256=SHA256
     )
     monkeypatch.setitem(weights.REGISTRY, "spai", spai)
-    monkeypatch.setattr(weights, "_gdown", lambda _, output, report: output.write_bytes(CONTENT))
+    monkeypatch.setattr(downloads, "_gdown", lambda _, output, report: output.write_bytes(CONTENT))
     monkeypatch.setenv("SPAI_HOME", str(tmp_path / "my models \u00fc"))
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
@@ -66,7 +66,7 @@ def test_download_goes_to_the_destination(tmp_path):
 
 
 def test_a_refused_download_fails_in_plain_words(monkeypatch):
-    monkeypatch.setattr(weights, "_gdown", lambda *_: None)
+    monkeypatch.setattr(downloads, "_gdown", lambda *_: None)
     result = run("download", "spai")
     assert result.exit_code == 1
     assert result.stdout == ""
