@@ -175,7 +175,8 @@ def load_weights(model: ImageModel, file: ModelFile) -> None:
                 "set the radius that the model was trained with"
             )
     on_meta = any(parameter.is_meta for parameter in model.parameters())
-    converted = {name: tensor.to(state[name].dtype) for name, tensor in tensors.items()}
+    # Copies: products round by how their operands are aligned, and files align them anyhow.
+    converted = {name: tensor.to(state[name].dtype, copy=True) for name, tensor in tensors.items()}
     model.load_state_dict(converted, assign=on_meta)
 
 

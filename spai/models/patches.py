@@ -122,7 +122,8 @@ class CentreCutter:
     Attributes:
         size: S, pixels.
         crop: cut the centre; otherwise resize the image to S x S (bilinear, not antialiased).
-        ten_crop: the four corners and the centre, then the same five mirrored left to right.
+        ten_crop: the four corners and the centre, then those of the mirrored image (torchvision's
+            ten_crop, so the two centres differ by a pixel when the rest is odd).
     """
 
     size: int = 224
@@ -134,9 +135,11 @@ class CentreCutter:
         height, width = image.shape[1:]
         crops: tuple[tuple[int, int], ...]
         if self.ten_crop:
-            crops = five_crop_corners(max(height, self.size), max(width, self.size), self.size)
+            height, width = max(height, self.size), max(width, self.size)
+            crops = five_crop_corners(height, width, self.size)
+            crops += tuple((top, width - self.size - left) for top, left in crops)
             views = torch.stack([_crop(image, top, left, self.size) for top, left in crops])
-            views = torch.cat([views, views.flip(-1)])
+            views[5:] = views[5:].flip(-1)
         elif self.crop:
             top, left = (max(0, side - self.size) // 2 for side in (height, width))
             crops = ((top, left),)

@@ -5,7 +5,8 @@ patch, N: blocks read, d: backbone width, D: projection width, V: length of a pa
 (6 N similarities, then D context features). Attribute names are those of the published checkpoint.
 """
 
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from timm.models.beit import Beit
@@ -163,7 +164,7 @@ class FeaturesProcessor(nn.Module):
         if isinstance(projector, BlockProjectors):
             projector = projector.projectors[index]
         projected = projector(tokens)
-        with torch.autocast(tokens.device.type, enabled=False):
+        with _float32_on(tokens.device):
             projected = projected.float()
             if not self.similarities:
                 return None, _token_statistics(projected)
@@ -251,7 +252,7 @@ class SpectralEncoder(nn.Module):
 
         [3 P, 3, S, S] float32, or the originals [P, 3, S, S] when nothing compares them.
         """
-        with torch.autocast(patches.device.type, enabled=False):
+        with _float32_on(patches.device):
             images = patches.float() / 255 if patches.dtype == torch.uint8 else patches.float()
             if self.features_processor.similarities:
                 low, high = split_frequencies(images, self.low_pass)
@@ -440,6 +441,13 @@ def _similarity_statistics(tokens: Tensor) -> Tensor:
     pairs = ((original, low), (original, high), (low, high))
     similarities = torch.stack([(a * b).sum(dim=-1) for a, b in pairs], dim=1)  # [P, 3, L]
     return torch.stack([similarities.mean(dim=-1), similarities.std(dim=-1)], dim=-1)
+
+
+def _float32_on(device: torch.device) -> AbstractContextManager[Any]:
+    """Switch autocast off on a device that has it."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def _token_statistics(tokens: Tensor) -> Tensor:
