@@ -96,6 +96,7 @@ def measure_start(rounds: int) -> dict[str, float]:
     """Return median seconds of starting the program and of importing the package."""
     commands = {
         "spai --help": [sys.executable, "-m", "spai", "--help"],
+        "spai infer --help": [sys.executable, "-m", "spai", "infer", "--help"],
         "import spai": [sys.executable, "-c", "import spai"],
         "python alone": [sys.executable, "-c", "pass"],
     }

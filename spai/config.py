@@ -11,7 +11,9 @@ Keys of the published code that mean nothing here are accepted and reported in o
 import ast
 import difflib
 import fnmatch
+import functools
 import logging
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,13 @@ TYPES_OF_OPTIONAL: dict[str, type] = {
     "TEST.VIEWS_GENERATION_APPROACH": str,
 }
 
+# What a list that is empty by default holds.
+TYPES_OF_ITEMS: dict[str, type] = {
+    "DATA.TEST_DATA_PATH": str,
+    "DATA.TEST_DATA_CSV_ROOT": str,
+    "TRAIN.LR_SCHEDULER.MULTISTEPS": int,
+}
+
 # Keys of the published code without a meaning here.
 IGNORED_KEYS = (
     "DATA.DATASET",
@@ -246,6 +255,7 @@ COUNTS = (
     "DATA.VAL_BATCH_SIZE",
     "DATA.TEST_BATCH_SIZE",
     "DATA.AUGMENTED_VIEWS",
+    "DATA.IMG_SIZE",
     "DATA.PREFETCH_FACTOR",
     "DATA.VAL_PREFETCH_FACTOR",
     "DATA.TEST_PREFETCH_FACTOR",
@@ -376,18 +386,18 @@ def _merge_file(config: CfgNode, path: Path, *, including: tuple[Path, ...]) -> 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        if isinstance(tree, Mapping):
+            return _with_text_keys(tree)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a 13th month
         raise ValueError(f"{source}: not a YAML configuration: {error}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
+    if tree is not None:
         raise ValueError(f"{source}: a configuration is a mapping, found {type(tree).__name__}")
-    return tree
+    return {}
 
 
 def _merge_tree(config: CfgNode, tree: Mapping[str, Any], source: str) -> set[str]:
     ignored: set[str] = set()
-    for key, value in flatten(_with_text_keys(tree)):
+    for key, value in flatten(tree):
         _assign(config, key, value, source=source, ignored=ignored)
     return ignored
 
@@ -410,10 +420,7 @@ def _assign(config: CfgNode, key: str, value: Any, *, source: str, ignored: set[
             ignored.add(key)
             return
         raise ValueError(_unknown_key(key, source))
-    parsed = _literal(value)
-    if isinstance(value, str) and isinstance(node[name], str) and not isinstance(parsed, str):
-        parsed = value  # a tag or path that happens to look like a literal
-    node[name] = _coerce(key, parsed, node[name], source)
+    node[name] = _coerce(key, value, source)
 
 
 def _unknown_key(key: str, source: str) -> str:
@@ -432,26 +439,42 @@ def _literal(value: Any) -> Any:
         return value
     try:
         return ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return value
 
 
-def _coerce(key: str, value: Any, current: Any, source: str) -> Any:
-    """Return `value` with the type of the key's default, or raise ValueError."""
-    default = dict(flatten(DEFAULTS))[key]
-    if value is None and (default is None or key in TYPES_OF_OPTIONAL):
+def _coerce(key: str, given: Any, source: str) -> Any:
+    """Return a value with the type of the key's default, or raise ValueError."""
+    default: Any = functools.reduce(operator.getitem, key.split("."), DEFAULTS)
+    kind = TYPES_OF_OPTIONAL.get(key, type(default))
+    value = _literal(given)
+    if value is None and key in TYPES_OF_OPTIONAL:
         return None
-    kind = TYPES_OF_OPTIONAL[key] if default is None else type(default)
-    if kind is list and isinstance(value, (list, tuple)):
-        return type(current)(value)
+    if kind is str and isinstance(given, str) and not isinstance(value, str):
+        return given  # a tag or path that happens to look like a literal
+    if key.endswith("MLP_RATIO") and isinstance(value, float):
+        return value
+    try:
+        if kind in (list, tuple) and isinstance(value, (list, tuple)):
+            items = TYPES_OF_ITEMS.get(key) or type(default[0])
+            if kind is list or len(value) == len(default):
+                return kind(_of_kind(items, item) for item in value)
+        return _of_kind(kind, value)
+    except (TypeError, OverflowError) as error:
+        like = f" (such as {default!r})" if default else ""
+        raise ValueError(
+            f"{source}: {key} is of type {kind.__name__}{like}, found {value!r}"
+        ) from error
+
+
+def _of_kind(kind: type, value: Any) -> Any:
+    """Return a value as this type when nothing is lost; raise TypeError otherwise."""
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if key.endswith("MLP_RATIO") and isinstance(value, float):
-        return value
-    if type(value) is not kind:
-        raise ValueError(f"{source}: {key} is of type {kind.__name__}, found {value!r}")
+    if type(value) is not kind or kind is tuple:
+        raise TypeError(kind)
     return value
 
 

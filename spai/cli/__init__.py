@@ -12,6 +12,7 @@ from spai._version import __version__
 
 COMMANDS = {
     "infer": "Score the images of folders and CSVs.",
+    "test": "Measure a model on labelled CSVs.",
     "report": "Compute metrics and tables from score CSVs.",
     "weights": "List, download and verify model files.",
 }

@@ -108,7 +108,7 @@ class Evaluation:
             shown = describe_metrics(metrics)
             logger.info("%s: %s over %d images", name, shown, metrics.count)
             if metrics.errors:
-                logger.warning("%s: %d images have no score", name, metrics.errors)
+                logger.warning("%s: images without a score: %d", name, metrics.errors)
         if self.update_csv:
             for table, rows in zip(self.tables, scores, strict=True):
                 _update_csv(table, checkpoint.column, rows)

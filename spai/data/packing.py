@@ -1,7 +1,6 @@
 """Pack image files into an LMDB store; `images.LmdbSource` reads it."""
 
 import contextlib
-import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -99,8 +98,10 @@ def _write(partial: Path, entries: Iterable[StoreEntry], missing: str) -> int:
                 _put(environment, batch)
                 count += len(batch)
             environment.sync(True)
-    except lmdb.DiskError as error:
-        raise OSError(errno.ENOSPC, f"{partial.parent}: the disk is full, or fails") from error
+    except lmdb.Error as error:
+        raise OSError(
+            f"{partial.parent}: the store cannot be written: {error}; is the disk full?"
+        ) from error
     return count
 
 

@@ -127,7 +127,7 @@ def read_csv(csv: Path, *, split: str = "test", root: Path | None = None) -> Inp
     if IMAGE_COLUMN not in frame:
         raise ValueError(
             f"{csv}: neither an image nor a CSV with a column {IMAGE_COLUMN!r}; "
-            f"its first line has {', '.join(map(repr, frame.columns[:8]))}"
+            f"its first line has {', '.join(repr(name[:40]) for name in frame.columns[:8])}"
         )
     if frame.empty:
         raise ValueError(f"{csv}: no rows below the header")
@@ -135,7 +135,8 @@ def read_csv(csv: Path, *, split: str = "test", root: Path | None = None) -> Inp
     if SPLIT_COLUMN in frame:
         splits = frame[SPLIT_COLUMN]
         if not (splits == split).any():
-            raise ValueError(f"{csv}: no rows with split={split!r}; found {sorted(set(splits))}")
+            found = sorted(set(splits))[:8]
+            raise ValueError(f"{csv}: no rows with split={split!r}; found {found}")
         skipped = {
             row: f"not scored: of split {value!r}"
             for row, value in enumerate(splits)

@@ -118,6 +118,7 @@ def read_partial(path: Path, columns: ScoreColumns) -> list[ScoreRow]:
     """
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         text = file.read()
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # names can be longer than it
     rows = list(csv.reader(io.StringIO(text, newline="")))
     header = _partial_header(columns)
     if rows and rows[0] != header and (len(rows) > 1 or text.endswith("\n")):
@@ -148,7 +149,8 @@ def write_scores(
             for row, cells in enumerate(kept.itertuples(index=False, name=None)):
                 file.write(format_csv_row([*cells, *_score_cells(rows[row])]))
         return
-    table = kept.assign(**_score_series(rows, columns, len(kept)))
+    added = pd.DataFrame(_score_series(rows, columns, len(kept)), index=kept.index)
+    table = pd.concat([kept, added], axis=1)
     partial = _beside(path)
     try:
         if kind == "json":
@@ -190,14 +192,15 @@ def read_scores(
         extras = table[list(columns.extras)].itertuples(index=False, name=None)
         if len(table) != len(stamps):
             raise ValueError(f"{len(table)} rows, {len(stamps)} when it was written")
+        numbers = [_number(score) for score in scores]
     except (KeyError, ValueError, OSError) as error:
         raise ValueError(
             f"{path}: cannot be continued ({error}); start anew without --resume"
         ) from error
     return [
-        ScoreRow(row, name, _number(score), tuple(map(_cell, extra)), error or "", stamp)
-        for row, (name, score, extra, error, stamp) in enumerate(
-            zip(names, scores, extras, errors, stamps, strict=True)
+        ScoreRow(row, name, number, tuple(map(_cell, extra)), error or "", stamp)
+        for row, (name, number, extra, error, stamp) in enumerate(
+            zip(names, numbers, extras, errors, stamps, strict=True)
         )
     ]
 

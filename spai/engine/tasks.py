@@ -28,7 +28,7 @@ from spai.engine.step import StepLoss
 from spai.models.losses import supervised_contrastive_loss, triplet_loss
 from spai.models.mfm import MaskedFrequencyModel, denormalized
 from spai.models.patches import PatchBatch
-from spai.models.spai import ImageModel, ImageOutput
+from spai.models.spai import ImageModel, ImageOutput, Spai
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,10 @@ class ContrastiveTask:
         """
         self.model, self._validation, self._margin = model, validation, margin
         self._device, self._ranks = device, ranks
+        # Not used, so that the ranks must not wait for their gradients.
         model.cls_head.requires_grad_(False)
+        if isinstance(model, Spai):
+            model.norm.requires_grad_(False)
 
     def loss(self, forward: nn.Module, images: Tensor, targets: Tensor) -> StepLoss:
         """Return the loss of views [B, V, 3, S, S], or of triplets [B, 3, V, 3, S, S]."""

@@ -1,0 +1,77 @@
+"""Make a small task with the structure of the real one, to try training without any download.
+
+Real images are 1/f textures, whose spectra fall like those of photographs. Generated images are
+such textures after what image generators do to spectra: half are shrunk and enlarged again, half
+carry a weak periodic grid.
+"""
+
+from pathlib import Path
+
+import click
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+SLOPES = (0.9, 1.1)  # amplitude falls with frequency to this power
+CONTRASTS = (35.0, 60.0)  # standard deviation, grey levels
+SCALES = (0.25, 0.5)  # of the shrunk textures
+PERIODS = (4, 8)  # of the grid, pixels
+STRENGTHS = (5.0, 10.0)  # of the grid, grey levels
+
+
+def make_texture(size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return a colour texture [size, size, 3] whose amplitude spectrum falls like 1/f."""
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
+    frequency[0, 0] = 1 / size
+    planes = []
+    for _ in range(3):
+        spectrum = np.fft.rfft2(rng.standard_normal((size, size)))
+        plane = np.fft.irfft2(spectrum / frequency ** rng.uniform(*SLOPES), s=(size, size))
+        planes.append((plane - plane.mean()) / plane.std())
+    grey, *colour = planes
+    mixed = np.stack([grey + 0.3 * colour[0], grey, grey + 0.3 * colour[1]], axis=-1)
+    pixels = rng.uniform(100, 150) + rng.uniform(*CONTRASTS) * mixed
+    return pixels.round().clip(0, 255).astype(np.uint8)
+
+
+def add_traces(texture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return the texture after a chain of shrinking and enlarging, or with a periodic grid."""
+    size = len(texture)
+    if rng.random() < 0.5:
+        small = round(size * rng.uniform(*SCALES))
+        shrunk = Image.fromarray(texture).resize((small, small), Image.Resampling.BICUBIC)
+        return np.asarray(shrunk.resize((size, size), Image.Resampling.BICUBIC))
+    period, strength = rng.choice(PERIODS), rng.uniform(*STRENGTHS)
+    wave = np.cos(2 * np.pi * np.arange(size) / period)
+    grid = strength * (wave[:, None, None] + wave[None, :, None])
+    return (texture + grid).round().clip(0, 255).astype(np.uint8)
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--train", default=600, show_default=True, help="Training images.")
+@click.option("--val", default=200, show_default=True, help="Validation images.")
+@click.option("--size", default=224, show_default=True, help="Side of an image, pixels.")
+@click.option("--seed", default=0, show_default=True)
+def main(output: Path, train: int, val: int, size: int, seed: int) -> None:
+    """Write <output>/textures.csv, and images to <output>/real and <output>/generated."""
+    for folder in ("real", "generated"):
+        (output / folder).mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index in range(train + val):
+        rng = np.random.default_rng((seed, index))
+        label = index % 2
+        pixels = make_texture(size, rng)
+        if label:
+            pixels = add_traces(pixels, rng)
+        name = f"{('real', 'generated')[label]}/{index:05}.png"
+        Image.fromarray(pixels).save(output / name)
+        rows.append((name, label, "train" if index < train else "val"))
+    table = pd.DataFrame(rows, columns=["image", "class", "split"])
+    table.to_csv(output / "textures.csv", index=False)
+    click.echo(output / "textures.csv")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What `spai infer` does: find what there is to score, claim the outputs, score, report."""
+
+import contextlib
+import logging
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spai import weights
+from spai.cli.options import Failure
+from spai.cli.progress import show_progress
+from spai.cli.scoring import ImageChoices, describe_metrics, score_settings, source_of
+from spai.data.loaders import LoadingOptions
+from spai.data.records import InputTable, check_distinct_outputs, read_input
+from spai.data.scores import ScoreColumns, ScoreRow, needs_parquet
+from spai.detectors import Detector, open_detector, resolve_device, resolve_precision
+from spai.engine.distributed import Ranks, local_rank, ranks_of_run
+from spai.engine.metrics import compute_metrics, log_odds
+from spai.engine.scoring import OutputFiles, ScoringRun
+
+logger = logging.getLogger(__name__)
+
+
+def run_infer(
+    *,
+    inputs: Sequence[Path],
+    output: Path,
+    model: str | None,
+    cfg: Path | None,
+    overrides: Sequence[tuple[str, str]],
+    device: str,
+    precision: str,
+    compile_model: bool,
+    csv_root: Path | None,
+    split: str,
+    tag: str,
+    max_patches: int | None,
+    recursive: bool,
+    resume: bool,
+    kind: str,
+    strict: bool,
+    **image_choices: Any,
+) -> None:
+    """Score the images of some inputs; the arguments are the options of the command.
+
+    Raises:
+        ValueError: a mistake in what was asked, found before the model is built.
+        Failure: interrupted, the output could not be written, or `strict` and an image failed.
+    """
+    choices = ImageChoices(**image_choices)
+    columns = _columns(tag, stability=choices.stability, patches=max_patches is not None)
+    if kind == "parquet":
+        needs_parquet()
+    tables = [
+        read_input(path, recursive=recursive, split=split, csv_root=csv_root, exclude=output)
+        for path in inputs
+    ]
+    check_distinct_outputs(tables)
+    _check_columns(tables, columns, resume)
+    chosen = resolve_device(device, local_rank=local_rank())
+    chosen_precision = resolve_precision(precision, chosen)
+    path = weights.find_weights(model) if model is not None else weights.default_weights()
+    file = open_detector(path, cfg=cfg, overrides=overrides)
+    loading = choices.loading_options(file.config, chosen)
+    settings = {
+        **score_settings(file, chosen_precision, choices),
+        "max_patches": max_patches,
+        "split": split,
+        "tag": tag,
+    }
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(ranks_of_run())
+        runs = []
+        for table in tables:
+            source = source_of(table, choices.store(file.config))
+            files = OutputFiles(output, table.name, kind)
+            own = {**settings, "input": str(table.source.resolve())}
+            run = ScoringRun(table, source, files, columns, own, resume=resume, ranks=ranks)
+            stack.callback(run.close)
+            runs.append(run)
+        detector = file.build(
+            device=chosen,
+            precision=chosen_precision,
+            compile_model=compile_model,
+            max_patches=max_patches,
+        )
+        del file  # its tensors, which the model may hold in another precision
+        failed = sum(_score(run, detector, loading, ranks) for run in runs)
+    if strict and failed:
+        raise Failure(f"{failed} images could not be scored (--strict)")
+
+
+def _score(run: ScoringRun, detector: Detector, loading: LoadingOptions, ranks: Ranks) -> int:
+    """Score one input and say what came of it; return the number of images without a score."""
+    table = run.table
+    try:
+        for _ in show_progress(
+            run.score(detector, loading),
+            name=table.name,
+            done=run.kept,
+            total=run.kept + len(run.todo),
+        ):
+            pass
+        rows = run.finish({"model": detector.facts, "command": shlex.join(sys.argv)})
+    except (KeyboardInterrupt, OSError) as error:
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"stopped: {error}"
+        raise Failure(
+            f"{table.source}: {reason}. What was scored is kept in {run.files.partial()}; "
+            "the same command with --resume continues"
+        ) from error
+    if not ranks.is_main:
+        return 0
+    return _report(table, rows, run.files.final)
+
+
+def _report(table: InputTable, rows: Mapping[int, ScoreRow], final: Path) -> int:
+    failed = [row for row in rows.values() if row.score is None]
+    logger.info("%s: %d images scored, %d not", final, len(rows) - len(failed), len(failed))
+    for row in failed[:5]:
+        logger.warning("  %s: %s", row.name, row.error)
+    if len(failed) > 5:
+        logger.warning("  and %d more; see the error column", len(failed) - 5)
+    known = [
+        (record.label, rows[record.row].score)
+        for record in table.records
+        if record.label is not None and rows[record.row].score is not None
+    ]
+    if known:
+        labels, scores = (np.array(values, dtype=np.float64) for values in zip(*known, strict=True))
+        metrics = compute_metrics(labels, log_odds(scores), bootstrap=0)
+        shown = describe_metrics(metrics)
+        logger.info("%s: %s over %d labelled images", table.name, shown, len(known))
+    return len(failed)
+
+
+def _columns(tag: str, *, stability: bool, patches: bool) -> ScoreColumns:
+    if not tag.strip():
+        raise ValueError("--tag: the name of the score column cannot be empty")
+    extras = [f"{tag}_jpeg80", f"{tag}_scale075"] if stability else []
+    return ScoreColumns(tag, (*extras, f"{tag}_patches") if patches else tuple(extras))
+
+
+def _check_columns(tables: Sequence[InputTable], columns: ScoreColumns, resume: bool) -> None:
+    """Refuse to overwrite a column of an input, unless it is a run's own output resumed."""
+    for table in tables:
+        taken = [name for name in columns.names if name in table.frame]
+        if taken and (not resume or "image" in taken):
+            raise ValueError(
+                f"{table.source}: already has the column {taken[0]!r}; choose another --tag"
+            )
