@@ -1,8 +1,8 @@
 """Make a small task with the structure of the real one, to try training without any download.
 
-Real images are 1/f textures, whose spectra fall like those of photographs. Generated images are
-such textures after what image generators do to spectra: half are shrunk and enlarged again, half
-carry a weak periodic grid.
+Real images are dead leaves with fine grain: overlapping discs of all sizes, whose edges and 1/f
+spectrum are those of photographs. Generated images are such textures after what image generators
+do to spectra: half are shrunk and enlarged again, half carry a weak periodic grid.
 """
 
 from pathlib import Path
@@ -11,28 +11,41 @@ import click
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
-SLOPES = (0.9, 1.1)  # amplitude falls with frequency to this power
-CONTRASTS = (35.0, 60.0)  # standard deviation, grey levels
+DISCS = 400
+RADII = (4.0, 80.0)  # pixels; small ones are frequent, as for objects seen at all distances
+GRAINS = (6.0, 9.0)  # standard deviation of the grain, grey levels
+FINER = 2  # drawn so many times as large, for smooth edges
 SCALES = (0.25, 0.5)  # of the shrunk textures
 PERIODS = (4, 8)  # of the grid, pixels
 STRENGTHS = (5.0, 10.0)  # of the grid, grey levels
 
 
 def make_texture(size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return a colour texture [size, size, 3] whose amplitude spectrum falls like 1/f."""
+    """Return a texture [size, size, 3] of overlapping discs with 1/f grain."""
+    image = Image.new("RGB", (FINER * size, FINER * size))
+    draw = ImageDraw.Draw(image)
+    smallest, largest = (radius**-2 for radius in RADII)
+    for _ in range(DISCS):
+        radius = FINER * rng.uniform(largest, smallest) ** -0.5  # density falls like r^-3
+        x, y = rng.uniform(0, FINER * size, 2)
+        grey = rng.uniform(40, 215)
+        colour = (grey + rng.uniform(-25, 25, 3)).round().astype(int)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tuple(colour.tolist()))
+    leaves = np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float64)
+    grain = rng.uniform(*GRAINS) * make_grain(size, rng)[..., None]
+    return (leaves + grain).round().clip(0, 255).astype(np.uint8)
+
+
+def make_grain(size: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return noise [size, size] of unit deviation whose amplitude spectrum falls like 1/sqrt(f)."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
     frequency[0, 0] = 1 / size
-    planes = []
-    for _ in range(3):
-        spectrum = np.fft.rfft2(rng.standard_normal((size, size)))
-        plane = np.fft.irfft2(spectrum / frequency ** rng.uniform(*SLOPES), s=(size, size))
-        planes.append((plane - plane.mean()) / plane.std())
-    grey, *colour = planes
-    mixed = np.stack([grey + 0.3 * colour[0], grey, grey + 0.3 * colour[1]], axis=-1)
-    pixels = rng.uniform(100, 150) + rng.uniform(*CONTRASTS) * mixed
-    return pixels.round().clip(0, 255).astype(np.uint8)
+    grain = np.fft.irfft2(
+        np.fft.rfft2(rng.standard_normal((size, size))) / np.sqrt(frequency), s=(size, size)
+    )
+    return (grain - grain.mean()) / grain.std()
 
 
 def add_traces(texture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -6,13 +6,14 @@ with an allow-list of plain types; whatever else a file names is refused, never 
 """
 
 import collections
+import contextlib
 import hashlib
 import json
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from yacs.config import CfgNode
 from spai._version import __version__
 from spai.config import config_to_yaml
 from spai.models.backbone import build_backbone
-from spai.models.spai import FeaturesProcessor, FixedResolutionSpai, ImageModel, PatchEncoder, Spai
+from spai.models.features import FeaturesProcessor
+from spai.models.spai import FixedResolutionSpai, ImageModel, PatchEncoder, Spai
 
 FORMAT_VERSION = "1"
 
@@ -161,23 +163,31 @@ def load_weights(model: ImageModel, file: ModelFile) -> None:
         ValueError: a tensor is missing, unexpected or of another shape, or the frequency mask is
             that of another radius. The message names the first ones.
     """
-    prefix = "mfvit.vit." if isinstance(model, Spai) else "vit."
-    tensors = without_dead(file.tensors, prefix, DEAD_SPAI)
-    state = model.state_dict()
-    mismatch = describe_mismatch(state, tensors)
+    mismatch = weights_mismatch(model, file)
     if mismatch:
         raise ValueError(f"{file.path}: does not fit the configuration: {mismatch}")
+    tensors, state = _live_tensors(model, file), model.state_dict()
     for name, expected in state.items():
         if name.endswith("frequencies_mask") and not torch.equal(tensors[name], expected):
             raise ValueError(
-                f"{file.path}: its {name} has {int(tensors[name].sum())} bins in the low band, "
-                f"the configured MODEL.FRE.MASKING_RADIUS gives {int(expected.sum())}; "
-                "set the radius that the model was trained with"
+                f"{file.path}: its {name} has {int(tensors[name].sum())} bins in the low band, the "
+                f"configured MODEL.FRE.MASKING_RADIUS {model.encoder.radius:g} gives "
+                f"{int(expected.sum())}; set the radius that the model was trained with"
             )
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     # Copies: products round by how their operands are aligned, and files align them anyhow.
     converted = {name: tensor.to(state[name].dtype, copy=True) for name, tensor in tensors.items()}
     model.load_state_dict(converted, assign=on_meta)
+
+
+def weights_mismatch(model: ImageModel, file: ModelFile) -> str:
+    """Say how a file's live tensors differ from a model's; empty when they fit."""
+    return describe_mismatch(model.state_dict(), _live_tensors(model, file))
+
+
+def _live_tensors(model: ImageModel, file: ModelFile) -> dict[str, Tensor]:
+    prefix = "mfvit.vit." if isinstance(model, Spai) else "vit."
+    return without_dead(file.tensors, prefix, DEAD_SPAI)
 
 
 def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
@@ -240,20 +250,14 @@ def save_safetensors(model: nn.Module, config: CfgNode, path: Path, *, epoch: in
     if epoch is not None:
         metadata["epoch"] = str(epoch)
     tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-    partial = _partial_path(path)
-    safetensors.torch.save_file(tensors, partial, metadata=metadata)
-    _publish(partial, path)
+    with _published(path) as partial:
+        safetensors.torch.save_file(tensors, partial, metadata=metadata)
 
 
 def save_pickle(content: Mapping[str, Any], path: Path) -> None:
     """Write plain containers and tensors so that `weights_only` reads them, beside and renamed."""
-    partial = _partial_path(path)
-    try:
+    with _published(path) as partial:
         torch.save(dict(content), partial)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _publish(partial, path)
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
@@ -269,7 +273,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
             )
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, str(error))) from error
-    except (RuntimeError, EOFError, KeyError, UnicodeDecodeError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
         raise ValueError(f"{path}: damaged or not a model file ({_first_line(error)})") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
@@ -277,9 +281,16 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Tell by its first bytes whether a file is in the safetensors format."""
-    with path.open("rb") as file:
-        head = file.read(9)
+    """Tell by its first bytes whether a file is in the safetensors format.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise ValueError(f"{path}: model file cannot be read: {error.strerror}") from error
     return len(head) == 9 and head[8:] == b"{"
 
 
@@ -332,13 +343,16 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
-def _partial_path(path: Path) -> Path:
+@contextlib.contextmanager
+def _published(path: Path) -> Iterator[Path]:
+    """Give the name of a file beside `path` that is made durable and renamed when it is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
-
-
-def _publish(partial: Path, path: Path) -> None:
-    """Make a written file durable and give it its name."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -35,7 +35,7 @@ from spai.engine.evaluate import (
     share_of,
 )
 from spai.engine.predict import predict
-from spai.engine.scoring import versions
+from spai.engine.run_files import versions
 from spai.report.checkpoints import SUMMARY_FILES, CheckpointResults, write_checkpoints
 from spai.report.results import RESULT_FILES, Results, write_results
 

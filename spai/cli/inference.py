@@ -14,13 +14,15 @@ from spai import weights
 from spai.cli.options import Failure
 from spai.cli.progress import show_progress
 from spai.cli.scoring import ImageChoices, describe_metrics, score_settings, source_of
+from spai.data.images import LmdbSource
 from spai.data.loaders import LoadingOptions
 from spai.data.records import InputTable, check_distinct_outputs, read_input
 from spai.data.scores import ScoreColumns, ScoreRow, needs_parquet
 from spai.detectors import Detector, open_detector, resolve_device, resolve_precision
 from spai.engine.distributed import Ranks, local_rank, ranks_of_run
 from spai.engine.metrics import compute_metrics, log_odds
-from spai.engine.scoring import OutputFiles, ScoringRun
+from spai.engine.run_files import OutputFiles, check_output_folder
+from spai.engine.scoring import ScoringRun
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,9 @@ def run_infer(
     ]
     check_distinct_outputs(tables)
     _check_columns(tables, columns, resume)
+    check_output_folder(output)
+    if choices.lmdb is not None:
+        LmdbSource(choices.lmdb, tables[0].root)
     chosen = resolve_device(device, local_rank=local_rank())
     chosen_precision = resolve_precision(precision, chosen)
     path = weights.find_weights(model) if model is not None else weights.default_weights()
@@ -71,6 +76,7 @@ def run_infer(
         "max_patches": max_patches,
         "split": split,
         "tag": tag,
+        "format": kind,
     }
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(ranks_of_run())
@@ -78,7 +84,11 @@ def run_infer(
         for table in tables:
             source = source_of(table, choices.store(file.config))
             files = OutputFiles(output, table.name, kind)
-            own = {**settings, "input": str(table.source.resolve())}
+            own = {
+                **settings,
+                "input": str(table.source.resolve()),
+                "root": str(table.root.resolve()),
+            }
             run = ScoringRun(table, source, files, columns, own, resume=resume, ranks=ranks)
             stack.callback(run.close)
             runs.append(run)
@@ -103,11 +113,14 @@ def _score(run: ScoringRun, detector: Detector, loading: LoadingOptions, ranks: 
             name=table.name,
             done=run.kept,
             total=run.kept + len(run.todo),
+            shown=ranks.is_main,
         ):
             pass
         rows = run.finish({"model": detector.facts, "command": shlex.join(sys.argv)})
-    except (KeyboardInterrupt, OSError) as error:
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"stopped: {error}"
+    except (KeyboardInterrupt, OSError, RuntimeError, MemoryError) as error:
+        reason = f"stopped: {str(error) or type(error).__name__}"
+        if isinstance(error, KeyboardInterrupt):
+            reason = "interrupted"
         raise Failure(
             f"{table.source}: {reason}. What was scored is kept in {run.files.partial()}; "
             "the same command with --resume continues"

@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 30
 
 
 def show_progress(
-    predictions: Iterable[Prediction], *, name: str, done: int, total: int
+    predictions: Iterable[Prediction], *, name: str, done: int, total: int, shown: bool = True
 ) -> Iterator[Prediction]:
     """Pass predictions on while showing images done and patches per second.
 
@@ -24,12 +24,18 @@ def show_progress(
         name: of what is scored.
         done: images that an earlier run scored.
         total: all images.
+        shown: whether to show anything; one of several processes is enough.
     """
     started = last_line = time.monotonic()
     patches, images = 0, done
     on_terminal = sys.stderr.isatty()
     with tqdm(
-        desc=name, total=total, initial=done, unit="image", disable=not on_terminal, smoothing=0.05
+        desc=name,
+        total=total,
+        initial=done,
+        unit="image",
+        disable=not (shown and on_terminal),
+        smoothing=0.05,
     ) as bar:
         for prediction in predictions:
             yield prediction
@@ -39,6 +45,6 @@ def show_progress(
             rate = patches / max(now - started, 1e-9)
             bar.set_postfix_str(f"{rate:.1f} patches/s", refresh=False)
             bar.update()
-            if not on_terminal and now - last_line >= SECONDS_BETWEEN_LINES:
+            if shown and not on_terminal and now - last_line >= SECONDS_BETWEEN_LINES:
                 last_line = now
                 logger.info("%s: %d of %d images, %.1f patches/s", name, images, total, rate)

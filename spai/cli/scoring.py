@@ -16,6 +16,9 @@ from spai.data.records import InputTable
 from spai.detectors import DetectorFile
 from spai.engine.metrics import Metrics
 
+# Pieces of images that a worker may be ahead, whatever the batch size: each is up to 5 MB.
+MOST_PREFETCHED = 8
+
 # Configuration keys that change a score.
 SCORE_KEYS = ("MODEL.", "TEST.", "DATA.IMG_SIZE")
 # Among them, those that do not.
@@ -59,7 +62,7 @@ class ImageChoices:
         on_gpu = device.type == "cuda"
         return LoadingOptions(
             workers=default_workers(on_gpu) if workers is None else workers,
-            prefetch=ahead * self.batch_size,
+            prefetch=min(MOST_PREFETCHED, ahead * self.batch_size),
             max_pixels=self.max_pixels,
             preparations=self.preparations(config),
             pin_memory=on_gpu and config.DATA.PIN_MEMORY,
@@ -89,13 +92,16 @@ def configured_perturbation(config: CfgNode) -> Perturbation | None:
         or test.SCALE
     ):
         return None
-    return Perturbation(
-        jpeg=test.JPEG_QUALITY if test.JPEG_COMPRESSION else None,
-        webp=test.WEBP_QUALITY if test.WEBP_COMPRESSION else None,
-        blur=test.GAUSSIAN_BLUR_KERNEL_SIZE if test.GAUSSIAN_BLUR else None,
-        noise=test.GAUSSIAN_NOISE_SIGMA if test.GAUSSIAN_NOISE else None,
-        scale=test.SCALE_FACTOR if test.SCALE else None,
-    )
+    try:
+        return Perturbation(
+            jpeg=test.JPEG_QUALITY if test.JPEG_COMPRESSION else None,
+            webp=test.WEBP_QUALITY if test.WEBP_COMPRESSION else None,
+            blur=test.GAUSSIAN_BLUR_KERNEL_SIZE if test.GAUSSIAN_BLUR else None,
+            noise=test.GAUSSIAN_NOISE_SIGMA if test.GAUSSIAN_NOISE else None,
+            scale=test.SCALE_FACTOR if test.SCALE else None,
+        )
+    except ValueError as error:
+        raise ValueError(f"configuration keys TEST.*: {error}") from error
 
 
 def default_workers(on_gpu: bool) -> int:
@@ -123,6 +129,8 @@ def score_settings(file: DetectorFile, precision: str, choices: ImageChoices) ->
         "resize_to": choices.longest_side(file.config),
         "max_pixels": choices.max_pixels,
         "stability": choices.stability,
+        "lmdb": str(store.resolve()) if (store := choices.store(file.config)) else None,
+        "seed": file.config.SEED,
     }
 
 

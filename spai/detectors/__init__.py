@@ -10,6 +10,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from spai.models.patches import PatchLayout, PatchPiece, Pixels
+from spai.weights import find_weights
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -99,6 +100,18 @@ class DetectorFile(Protocol):
         ...
 
 
+def _open_spai(path: Path, cfg: Path | None, overrides: Sequence[tuple[str, Any]]) -> DetectorFile:
+    from spai.detectors.spai import SpaiFile  # it builds on this module
+
+    return SpaiFile.read(path, cfg=cfg, overrides=overrides)
+
+
+# The kinds of detectors: how each reads its model files.
+DETECTORS: dict[str, Callable[[Path, Path | None, Sequence[tuple[str, Any]]], DetectorFile]] = {
+    "spai": _open_spai
+}
+
+
 def open_detector(
     path: Path, *, cfg: Path | None = None, overrides: Sequence[tuple[str, Any]] = ()
 ) -> DetectorFile:
@@ -112,9 +125,7 @@ def open_detector(
     Raises:
         ValueError: the file or the configuration is wrong.
     """
-    from spai.detectors.spai import SpaiFile  # it builds on this module
-
-    return SpaiFile.read(path, cfg=cfg, overrides=overrides)
+    return DETECTORS["spai"](path, cfg, overrides)
 
 
 def load_detector(
@@ -128,7 +139,7 @@ def load_detector(
     """Load a detector for use from Python.
 
     Args:
-        model: a model file.
+        model: a model file, or the name of a registered one (see `spai weights list`).
         device: "auto", "cpu", "cuda", "cuda:1", "mps" ...
         precision: "auto", "fp32", "bf16" or "fp16".
         cfg: a configuration file instead of the one that the model file says.
@@ -151,7 +162,7 @@ def load_detector(
         [5, 5]
     """
     chosen = resolve_device(device)
-    file = open_detector(Path(model), cfg=cfg, overrides=overrides)
+    file = open_detector(find_weights(model), cfg=cfg, overrides=overrides)
     return file.build(device=chosen, precision=resolve_precision(precision, chosen))
 
 

@@ -1,27 +1,31 @@
 """The SPAI detector: cuts images, fills chunks with patches of several, pools them per image."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from spai.checkpoint import (
     ModelFile,
     build_model,
-    describe_mismatch,
     load_weights,
     read_model_file,
+    weights_mismatch,
 )
-from spai.config import adopt_config, as_plain, load_config
+from spai.config import adopt_config, as_plain, config_differences, load_config
 from spai.data.images import to_pixels
 from spai.detectors import PRECISIONS, ImageScore, Scores
 from spai.models.backbone import use_fused_attention
+from spai.models.features import PatchSummary
 from spai.models.patches import CentreCutter, Cutter, PatchCutter, PatchLayout, PatchPiece
-from spai.models.spai import ImageModel, PatchSummary
+from spai.models.spai import ImageModel
 
 # Patches encoded at once, unless the configuration sets a lower bound: measured best on CPUs;
 # on a GPU large enough to keep it busy and small enough for 8 GB.
@@ -100,17 +104,22 @@ class SpaiFile:
         )
 
     def _fitting_config(self) -> str:
-        """Say so when the configuration that the file itself embeds would fit."""
+        """Say how to use the configuration that the file itself embeds, when that would fit."""
+        foreign, own = self.file.foreign_config, self.file.config_text
+        if foreign is None and own is None:
+            return ""
         try:
-            if self.file.foreign_config is not None:
-                embedded = adopt_config(self.file.foreign_config)
-            else:
-                embedded = load_config(text=self.file.config_text)
+            embedded = load_config(text=own) if foreign is None else adopt_config(foreign)
             with torch.device("meta"):
-                fits = not describe_mismatch(build_model(embedded).state_dict(), self.file.tensors)
+                model = build_model(embedded)
         except ValueError:
             return ""
-        return "; the configuration inside the file would fit: leave out --cfg" if fits else ""
+        if weights_mismatch(model, self.file):
+            return ""
+        if foreign is None:
+            return "; the configuration inside the file would fit: leave out --cfg and --opt"
+        keys = "; MODEL.".join(config_differences(embedded.MODEL, self.config.MODEL)[:8])
+        return f"; the configuration inside the file would fit; there, MODEL.{keys}"
 
 
 @dataclass
@@ -119,6 +128,7 @@ class _Pending:
 
     layout: PatchLayout
     vectors: list[Tensor] = field(default_factory=list)
+    encoded: int = 0
 
 
 class SpaiDetector:
@@ -163,8 +173,11 @@ class SpaiDetector:
         """Score images: paths, Pillow images, uint8 arrays [H, W, 3] or tensors [3, H, W].
 
         Raises:
-            ValueError: an image cannot be read or is of no such kind.
+            ValueError: an image cannot be read or is of no such kind, or `images` is one image.
         """
+        if isinstance(images, (str, os.PathLike, np.ndarray, Tensor, Image)):
+            raise ValueError(f"give a list of images, found one {type(images).__name__}")
+        images = list(images)
         pieces = (
             (key, piece)
             for key, image in enumerate(images)
@@ -198,7 +211,8 @@ class SpaiDetector:
                 count = sum(len(patches) for _, patches in waiting)
                 yield key, None
                 continue
-            pending.setdefault(key, _Pending(piece.layout))
+            if piece.layout is not None:
+                pending[key] = _Pending(piece.layout)
             waiting.append((key, piece.patches))
             count += len(piece.patches)
             while count >= self.chunk:
@@ -219,7 +233,8 @@ class SpaiDetector:
         ):
             image = pending[key]
             image.vectors.append(part)
-            if sum(map(len, image.vectors)) == _distinct(image.layout):
+            image.encoded += len(part)
+            if image.encoded == len(image.layout.corners):
                 complete.append((key, self._pool(pending.pop(key))))
         return complete
 
@@ -304,8 +319,3 @@ def _take(
             rest.insert(0, (key, patches[count:]))
         count -= len(taken[-1][1])
     return taken, rest
-
-
-def _distinct(layout: PatchLayout) -> int:
-    """Return how many different patches the cutter hands over for a layout."""
-    return max(layout.members) + 1

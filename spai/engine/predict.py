@@ -66,12 +66,13 @@ def predict(
 
     def pieces() -> Iterator[tuple[Key, PatchPiece | None]]:
         for loaded in load_pieces(records, source, detector.cutter, options):
-            stamps[loaded.position] = loaded.stamp
             if loaded.error is None:
+                stamps[loaded.position] = loaded.stamp
                 yield loaded.position * versions + loaded.variant, loaded.piece
                 continue
-            failed.append(_failure(records, loaded))
+            stamps.pop(loaded.position, None)
             scored.pop(loaded.position, None)
+            failed.append(_failure(records, loaded))
             yield from ((loaded.position * versions + variant, None) for variant in range(versions))
 
     for key, score in detector.stream(pieces()):

@@ -5,15 +5,12 @@ an earlier one. Beside it lies `<name>.run.json`: the settings that a resumed ru
 facts of the run, and the stamp of each scored file.
 """
 
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,67 +27,15 @@ from spai.data.scores import (
     ScoreRow,
     read_partial,
     read_scores,
-    write_atomically,
     write_scores,
 )
 from spai.detectors import Detector
 from spai.engine.distributed import Ranks
 from spai.engine.metrics import sigmoid
 from spai.engine.predict import Prediction, predict
+from spai.engine.run_files import OutputFiles, read_run, versions, write_run
 
 logger = logging.getLogger(__name__)
-
-PACKAGES = ("spai", "torch", "torchvision", "timm", "numpy", "pillow")
-
-
-@dataclass(frozen=True)
-class OutputFiles:
-    """The files of one run.
-
-    Attributes:
-        folder: where they lie.
-        name: without extension.
-        kind: "csv", "json" or "parquet".
-    """
-
-    folder: Path
-    name: str
-    kind: str
-
-    @property
-    def final(self) -> Path:
-        """The finished scores."""
-        return self.folder / f"{self.name}.{self.kind}"
-
-    @property
-    def run(self) -> Path:
-        """The facts of the run that wrote the finished scores."""
-        return self.folder / f"{self.name}.run.json"
-
-    @property
-    def running(self) -> Path:
-        """The settings of a run that is not finished."""
-        return self.folder / f"{self.name}.run.json.partial"
-
-    @property
-    def lock(self) -> Path:
-        """Held while a run writes."""
-        return self.folder / f".{self.name}.lock"
-
-    def partial(self, rank: int = 0) -> Path:
-        """The rows that a rank has scored."""
-        return self.folder / f"{self.name}.{self.kind}.partial{f'.{rank}' if rank else ''}"
-
-    def partials(self) -> list[Path]:
-        """The partial files that exist, whatever number of ranks wrote them."""
-        first = self.partial()
-        others = (
-            path
-            for path in self.folder.iterdir()
-            if path.name.startswith(f"{first.name}.")
-            and path.name.removeprefix(f"{first.name}.").isdecimal()
-        )
-        return [path for path in (first, *sorted(others)) if path.exists()]
 
 
 class ScoringRun:
@@ -119,9 +64,14 @@ class ScoringRun:
             ranks: the processes that share the work.
 
         Raises:
-            ValueError: the output cannot be written, another run writes it, or a run to be resumed
-                had other settings.
+            ValueError: another run writes the output, a run to be resumed had other settings, or
+                the output would replace the input.
+            OSError: the output cannot be written.
         """
+        if files.final.resolve() == table.source.resolve():
+            raise ValueError(
+                f"{table.source}: the output would replace this input; choose another --output"
+            )
         self.table, self.source, self.files, self.columns = table, source, files, columns
         self._settings, self._ranks = dict(settings), ranks
         self._lock = filelock.FileLock(files.lock, timeout=0)
@@ -165,8 +115,9 @@ class ScoringRun:
             write_scores(
                 self.files.final, self.table.frame, everything, self.columns, self.files.kind
             )
-            self._write_run(self.files.run, self._summary(rows, patches, facts))
-            for path in (*self.files.partials(), self.files.running):
+            write_run(self.files.run, self._summary(rows, patches, facts))
+            # First what makes a later run look at the partial files.
+            for path in (self.files.running, *self.files.partials()):
                 path.unlink(missing_ok=True)
         self._ranks.wait()
         return rows
@@ -177,35 +128,37 @@ class ScoringRun:
         if self._ranks.is_main:
             if not self.files.partials():
                 self.files.running.unlink(missing_ok=True)
-            self.files.lock.unlink(missing_ok=True)
-            self._lock.release()
+            self._unlock()
+
+    def _unlock(self) -> None:
+        self.files.lock.unlink(missing_ok=True)
+        self._lock.release()
 
     def _claim(self, resume: bool) -> list[ScoreRow]:
         """Take the lock, read what can be kept, and start the partial file with it."""
         try:
-            self.files.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
-            kept = self._rows_to_keep() if resume else []
-            if not resume:
-                self._set_aside()
-            self._write_run(self.files.running, {"settings": self._settings})
-            self._partial = PartialScores(self.files.partial(), self.columns, kept)
-            for path in self.files.partials()[1:]:
-                path.unlink()
         except filelock.Timeout as error:
             raise ValueError(
                 f"{self.files.final}: another run is writing it; wait for its end, "
                 "or choose another --output"
             ) from error
-        except OSError as error:
-            raise ValueError(
-                f"{self.files.folder}: output cannot be written: {error.strerror or error}"
-            ) from error
+        try:
+            kept = self._rows_to_keep() if resume else []
+            if not resume:
+                self._set_aside()
+            write_run(self.files.running, {"settings": self._settings})
+            self._partial = PartialScores(self.files.partial(), self.columns, kept)
+            for path in self.files.partials()[1:]:
+                path.unlink()
+        except BaseException:
+            self._unlock()
+            raise
         return kept
 
     def _set_aside(self) -> None:
         """Keep the rows of an interrupted run that is not resumed out of the way."""
-        for path in self.files.partials():
+        for path in self.files.partials() if self.files.running.exists() else ():
             aside = path.with_name(f"{path.name}.old")
             os.replace(path, aside)
             logger.warning(
@@ -216,12 +169,12 @@ class ScoringRun:
 
     def _rows_to_keep(self) -> list[ScoreRow]:
         """Return the rows of the earlier run that still hold, numbered as in this input."""
-        partials = self.files.partials()
+        partials = self.files.partials() if self.files.running.exists() else []
         facts_file = self.files.running if partials else self.files.run
         if not partials and not (facts_file.exists() and self.files.final.exists()):
             logger.info("%s: nothing to resume; starting anew", self.files.final)
             return []
-        facts = _read_facts(facts_file)
+        facts = read_run(facts_file)
         self._check_settings(facts["settings"], facts_file)
         if partials:
             earlier = [row for path in partials for row in read_partial(path, self.columns)]
@@ -296,19 +249,6 @@ class ScoringRun:
             "stamps": [[stamp.size, stamp.mtime_ns] for stamp in stamps],
         }
 
-    def _write_run(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Write JSON for people, with the long list of stamps on one line."""
-        stamps = content.get("stamps")
-        text = json.dumps(
-            {key: value for key, value in content.items() if key != "stamps"},
-            indent=2,
-            ensure_ascii=False,
-        )
-        if stamps is not None:
-            text = f'{text[:-2]},\n  "stamps": {json.dumps(stamps)}\n}}'
-        with write_atomically(path) as file:
-            file.write(f"{text}\n")
-
 
 def to_row(prediction: Prediction, columns: ScoreColumns) -> ScoreRow:
     """Return what the output says of a prediction."""
@@ -324,21 +264,3 @@ def to_row(prediction: Prediction, columns: ScoreColumns) -> ScoreRow:
         layout = prediction.layout
         extras.append(f"{len(layout.corners)}/{layout.total}")
     return ScoreRow(record.row, record.name, score, tuple(extras), "", prediction.stamp)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what computes scores."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        found[name] = importlib.metadata.version(name)
-    return found
-
-
-def _read_facts(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        return {"settings": facts["settings"], "stamps": facts.get("stamps", [])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: cannot tell what the earlier run was ({error}); start anew without --resume"
-        ) from error

@@ -64,9 +64,12 @@ class PatchBatch(NamedTuple):
 
 
 class PatchPiece(NamedTuple):
-    """Some consecutive distinct patches [n, 3, S, S] uint8 of the image with this layout."""
+    """Some consecutive distinct patches [n, 3, S, S] uint8 of an image.
 
-    layout: PatchLayout
+    The first piece of an image has its layout, the others None.
+    """
+
+    layout: PatchLayout | None
     patches: Tensor
 
 
@@ -78,7 +81,8 @@ class PatchCutter:
         size: S, pixels.
         stride: of the grid, pixels.
         minimum: with fewer patches than this on the grid, the five crops are taken instead.
-        maximum: at most this many patches of the grid, evenly spread; None for all.
+        maximum: at most this many patches, evenly spread over the grid, or of the five crops the
+            centre first; None for all.
     """
 
     size: int = 224
@@ -94,8 +98,12 @@ class PatchCutter:
         total = len(tops) * len(lefts)
         if total < self.minimum:
             crops = five_crop_corners(height, width, self.size)
+            if self.maximum is not None:  # the centre first, then across
+                preferred = [crops[i] for i in (4, 0, 3, 1, 2)]
+                wanted = list(dict.fromkeys(preferred))[: self.maximum]
+                crops = tuple(crop for crop in crops if crop in wanted)
             distinct = tuple(dict.fromkeys(crops))
-            return PatchLayout(distinct, tuple(map(distinct.index, crops)), len(crops))
+            return PatchLayout(distinct, tuple(map(distinct.index, crops)), 5)
         if self.maximum is not None and total > self.maximum:
             rows, columns = _spread_grid(len(tops), len(lefts), self.maximum)
             tops, lefts = _evenly(tops, rows), _evenly(lefts, columns)
@@ -104,7 +112,8 @@ class PatchCutter:
 
     def __call__(self, image: Pixels) -> Iterator[PatchPiece]:
         """Yield the distinct patches of an image in the order of its layout, a piece at a time."""
-        layout = self.layout(*image.shape[1:])
+        layout: PatchLayout | None = self.layout(*image.shape[1:])
+        assert layout is not None
         for top, lefts in _rows_of(layout.corners):
             strip = _padded_rows(image, top, self.size)  # [3, S, max(W, S)]
             for start in range(0, len(lefts), PIECE_PATCHES):
@@ -113,6 +122,7 @@ class PatchCutter:
                     for left in lefts[start : start + PIECE_PATCHES]
                 ]
                 yield PatchPiece(layout, torch.stack(crops))
+                layout = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,8 @@ class CentreCutter:
 
     Attributes:
         size: S, pixels.
-        crop: cut the centre; otherwise resize the image to S x S (bilinear, not antialiased).
+        crop: cut the centre; otherwise resize the padded image to S x S (bilinear, not
+            antialiased).
         ten_crop: the four corners and the centre, then those of the mirrored image (torchvision's
             ten_crop, so the two centres differ by a pixel when the rest is odd).
     """
@@ -147,7 +158,8 @@ class CentreCutter:
         else:
             crops = ((0, 0),)
             size = [self.size, self.size]
-            views = F.resize(image[:, 0:height], size, antialias=False)[None]
+            whole = _padded_rows(image, 0, max(height, self.size), pad_to=self.size)
+            views = F.resize(whole, size, antialias=False)[None]
         layout = PatchLayout(crops, tuple(range(len(views))), len(views))
         yield PatchPiece(layout, views)
 
@@ -175,10 +187,11 @@ def reflect_indices(side: int, size: int) -> Tensor:
     return torch.from_numpy(padded)
 
 
-def _padded_rows(image: Pixels, top: int, size: int) -> Tensor:
-    """Return rows `top` to `top + size` of the padded image, [3, size, max(W, size)]."""
+def _padded_rows(image: Pixels, top: int, count: int, *, pad_to: int | None = None) -> Tensor:
+    """Return rows `top` to `top + count` of the image padded to `pad_to`, else `count`, a side."""
     _, height, width = image.shape
-    rows = image[:, top : top + size]
+    size = count if pad_to is None else pad_to
+    rows = image[:, top : top + count]
     if height < size:
         rows = rows[:, reflect_indices(height, size)]
     if width < size:

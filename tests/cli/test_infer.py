@@ -272,7 +272,8 @@ def test_without_any_weights_the_message_says_how_to_get_them(infer, photos, tmp
 def test_max_patches_limits_and_reports_patches(infer, photos, tmp_path):
     assert infer("--input", photos, "--max-patches", "2").exit_code == 0
     rows = {row["image"]: row["spai_patches"] for row in read(tmp_path / "out" / "photos.csv")}
-    assert rows["img5.png"] == "2/4" and rows["img1.png"] == "1/5"  # five crops that coincide
+    assert rows["img5.png"] == "2/4" and rows["img2.png"] == "2/5"
+    assert rows["img1.png"] == "1/5"  # five crops that coincide
 
 
 def test_stability_adds_scores_of_degraded_versions(infer, photos, tmp_path):
@@ -458,3 +459,47 @@ def test_bf16_changes_scores_of_a_tiny_model_little(infer, photos, tmp_path):
     assert infer("--input", photos, "--precision", "bf16").exit_code == 0
     low = scores(tmp_path / "out" / "photos.csv")
     assert max(abs(float(low[name]) - float(plain[name])) for name in plain) < 0.02
+
+
+def test_resume_does_not_trust_stamps_of_another_format(infer, photos):
+    infer("--input", photos)
+    save_image(photos / "img2.png", 300, 500, 9)
+    infer("--input", photos, "--format", "json")
+    result = infer("--input", photos, "--resume")
+    assert result.exit_code == 2 and "format" in result.output
+
+
+def test_resume_with_another_root_is_refused(infer, photos, tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text("image\nimg1.png\n")
+    infer("--input", table, "--input-csv-root-dir", photos)
+    result = infer("--input", table, "--input-csv-root-dir", tmp_path, "--resume")
+    assert result.exit_code == 2 and "root" in result.output
+
+
+def test_a_lost_worker_says_how_to_go_on(infer, photos, monkeypatch):
+    interrupt_after(monkeypatch, 2, RuntimeError("DataLoader worker (pid 1) exited"))
+    result = infer("--input", photos)
+    assert result.exit_code == 1 and "--resume" in result.output
+
+
+def test_the_output_does_not_replace_the_input(infer, photos, tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text("image\nphotos/img1.png\n")
+    result = infer("--input", table, output=tmp_path)
+    assert result.exit_code == 2 and "replace this input" in result.output
+    assert table.read_text() == "image\nphotos/img1.png\n"
+
+
+def test_a_refused_run_leaves_nothing_behind(infer, photos, tmp_path):
+    infer("--input", photos)
+    before = {path.name for path in (tmp_path / "out").iterdir()}
+    infer("--input", photos, "--resume", "--resize-to", "100")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_one_image_instead_of_a_list_is_refused(tiny_model, photos):
+    detector = spai.load_detector(tiny_model, device="cpu")
+    for one in (photos / "img1.png", str(photos / "img1.png"), np.zeros((230, 230, 3), np.uint8)):
+        with pytest.raises(ValueError, match="list of images"):
+            detector.score(one)
