@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -267,14 +268,15 @@ def read_pickle(path: Path) -> dict[str, Any]:
         ValueError: it names a type or function outside the allow-list, or it is no such file.
     """
     try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
+            warnings.simplefilter("ignore")  # of torch, on how the file was written
             content = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, str(error))) from error
     except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
-        raise ValueError(f"{path}: damaged or not a model file ({_first_line(error)})") from error
+        raise ValueError(f"{path}: damaged or not a model file ({type(error).__name__})") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
     return dict(content)

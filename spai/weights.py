@@ -97,7 +97,10 @@ def home() -> Path:
     """Return the folder of downloaded weights: $SPAI_HOME, else the user's cache folder."""
     chosen = os.environ.get("SPAI_HOME")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        try:
+            return Path(chosen).expanduser().absolute()
+        except RuntimeError as error:
+            raise ValueError(f"$SPAI_HOME is {chosen!r}: {error}") from error
     return platformdirs.user_cache_path("spai", appauthor=False)
 
 
@@ -136,7 +139,9 @@ def find_weights(name_or_path: str | Path, *, local: Path = LOCAL) -> Path:
                 f"  spai weights download {entry.name}\n{by_hand(entry, local, home())}"
             )
         return found
-    path = Path(name_or_path).expanduser()
+    path = Path(name_or_path)
+    with contextlib.suppress(RuntimeError):  # no such user: then it is a name
+        path = path.expanduser()
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; name the model file in it")
     if not path.is_file():

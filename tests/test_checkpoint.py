@@ -245,7 +245,7 @@ def test_wrong_shapes_are_named_with_both_shapes_and_the_rest_counted(load, stat
 def test_a_mask_of_another_radius_is_refused_with_both(load, state):
     other = load_config(overrides=[*TINY.items(), ("MODEL.FRE.MASKING_RADIUS", 10)])
     expected = int(build_model(other).mfvit.frequencies_mask.sum())
-    with pytest.raises(ValueError, match=f"856 bins.*MASKING_RADIUS gives {expected}"):
+    with pytest.raises(ValueError, match=f"856 bins.*MASKING_RADIUS 10 gives {expected}"):
         load(state, other)
 
 

@@ -16,9 +16,9 @@ from spai.cli.progress import show_progress
 from spai.cli.scoring import ImageChoices, describe_metrics, score_settings, source_of
 from spai.data.images import LmdbSource
 from spai.data.loaders import LoadingOptions
-from spai.data.records import InputTable, check_distinct_outputs, read_input
+from spai.data.records import InputTable, as_text, check_distinct_outputs, read_input
 from spai.data.scores import ScoreColumns, ScoreRow, needs_parquet
-from spai.detectors import Detector, open_detector, resolve_device, resolve_precision
+from spai.detectors import Detector, check_backend, open_detector, resolve_device, resolve_precision
 from spai.engine.distributed import Ranks, local_rank, ranks_of_run
 from spai.engine.metrics import compute_metrics, log_odds
 from spai.engine.run_files import OutputFiles, check_output_folder
@@ -36,6 +36,7 @@ def run_infer(
     overrides: Sequence[tuple[str, str]],
     device: str,
     precision: str,
+    backend: str,
     compile_model: bool,
     csv_root: Path | None,
     split: str,
@@ -68,6 +69,7 @@ def run_infer(
         LmdbSource(choices.lmdb, tables[0].root)
     chosen = resolve_device(device, local_rank=local_rank())
     chosen_precision = resolve_precision(precision, chosen)
+    check_backend(backend)
     path = weights.find_weights(model) if model is not None else weights.default_weights()
     file = open_detector(path, cfg=cfg, overrides=overrides)
     loading = choices.loading_options(file.config, chosen)
@@ -86,8 +88,8 @@ def run_infer(
             files = OutputFiles(output, table.name, kind)
             own = {
                 **settings,
-                "input": str(table.source.resolve()),
-                "root": str(table.root.resolve()),
+                "input": as_text(str(table.source.resolve())),
+                "root": as_text(str(table.root.resolve())),
             }
             run = ScoringRun(table, source, files, columns, own, resume=resume, ranks=ranks)
             stack.callback(run.close)
@@ -121,20 +123,30 @@ def _score(run: ScoringRun, detector: Detector, loading: LoadingOptions, ranks: 
         reason = f"stopped: {str(error) or type(error).__name__}"
         if isinstance(error, KeyboardInterrupt):
             reason = "interrupted"
-        raise Failure(
-            f"{table.source}: {reason}. What was scored is kept in {run.files.partial()}; "
-            "the same command with --resume continues"
-        ) from error
+        if "DataLoader worker" in reason:
+            reason += ". A worker died over an image: --workers 0 or a lower --max-pixels may help"
+        kept = "Nothing was scored yet"
+        if run.scored:
+            kept = (
+                f"What was scored is kept in {run.files.partial()}; "
+                "the same command with --resume continues"
+            )
+        raise Failure(f"{table.source}: {reason}. {kept}") from error
     if not ranks.is_main:
         return 0
     return _report(table, rows, run.files.final)
+
+
+def printable(name: str) -> str:
+    """Return a file name without what a terminal would act on."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in name)
 
 
 def _report(table: InputTable, rows: Mapping[int, ScoreRow], final: Path) -> int:
     failed = [row for row in rows.values() if row.score is None]
     logger.info("%s: %d images scored, %d not", final, len(rows) - len(failed), len(failed))
     for row in failed[:5]:
-        logger.warning("  %s: %s", row.name, row.error)
+        logger.warning("  %s: %s", printable(row.name), row.error)
     if len(failed) > 5:
         logger.warning("  and %d more; see the error column", len(failed) - 5)
     known = [

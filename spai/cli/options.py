@@ -1,16 +1,31 @@
 """What the commands share: option types, error handling, logging."""
 
+import contextlib
 import functools
 import logging
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-PATH = click.Path(path_type=Path)
+
+class NonEmptyPath(click.Path):
+    """A path; an empty one, such as of an unset variable, would mean the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or fail on an empty one."""
+        if value == "":
+            self.fail("is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = NonEmptyPath(exists=True, dir_okay=False, path_type=Path)
+PATH = NonEmptyPath(path_type=Path)
 
 
 class UserError(click.ClickException):
@@ -41,10 +56,12 @@ def command(**settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
                 stream=sys.stderr,
                 force=True,
             )
-            for library in ("PIL", "matplotlib", "filelock", "fontTools"):
+            for library in ("PIL", "matplotlib", "filelock", "fontTools", "torch"):
                 logging.getLogger(library).setLevel(logging.WARNING)
             try:
-                return function(*args, **kwargs)
+                _check_current_folder()
+                with _terminated_like_interrupted():
+                    return function(*args, **kwargs)
             except (ValueError, OSError, RuntimeError) as error:
                 if debug:
                     raise
@@ -55,6 +72,30 @@ def command(**settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
         return click.command(**settings)(with_debug(run))
 
     return decorate
+
+
+def _check_current_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise ValueError("the current folder does not exist any more; change to another") from error
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM end the block like Ctrl-C, so that it can say what was kept."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def config_override_option(function: Callable[..., Any]) -> Callable[..., Any]:

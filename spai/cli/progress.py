@@ -28,7 +28,7 @@ def show_progress(
     """
     started = last_line = time.monotonic()
     patches, images = 0, done
-    on_terminal = sys.stderr.isatty()
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
     with tqdm(
         desc=name,
         total=total,

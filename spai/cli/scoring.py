@@ -12,7 +12,7 @@ from spai.config import flatten
 from spai.data.images import FileSource, LmdbSource, Source
 from spai.data.loaders import LoadingOptions, Preparation
 from spai.data.perturb import Perturbation
-from spai.data.records import InputTable
+from spai.data.records import InputTable, as_text
 from spai.detectors import DetectorFile
 from spai.engine.metrics import Metrics
 
@@ -129,7 +129,7 @@ def score_settings(file: DetectorFile, precision: str, choices: ImageChoices) ->
         "resize_to": choices.longest_side(file.config),
         "max_pixels": choices.max_pixels,
         "stability": choices.stability,
-        "lmdb": str(store.resolve()) if (store := choices.store(file.config)) else None,
+        "lmdb": as_text(str(store.resolve())) if (store := choices.store(file.config)) else None,
         "seed": file.config.SEED,
     }
 

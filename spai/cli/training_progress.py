@@ -31,7 +31,7 @@ def show_training(
         done: steps that an earlier run made.
     """
     started = last_line = time.monotonic()
-    on_terminal = sys.stderr.isatty()
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
     images, steps = 0, done
     with tqdm(total=total, initial=done, unit="step", disable=not on_terminal) as bar:
         for event in events:

@@ -49,6 +49,13 @@ def open_store(store: Path) -> Any:
             )
         except (lmdb.Error, OSError) as error:
             raise ValueError(f"{store}: no LMDB store: {error}") from error
+        file = store / "data.mdb" if store.is_dir() else store
+        needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        if file.stat().st_size < needed:  # reading past its end would kill the process
+            environment.close()
+            raise ValueError(
+                f"{store}: damaged LMDB store: {file.stat().st_size:,} bytes of {needed:,}"
+            )
         _environments[path, process] = environment
     return environment
 

@@ -7,6 +7,7 @@ handed over in pieces as they are cut and never travels whole.
 import contextlib
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -168,5 +169,13 @@ def _unchanged(piece: Any) -> Any:
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C to the main process, which ends the workers."""
+    """Leave Ctrl-C to the main process, which ends the workers.
+
+    The thread that hands tensors over may then lose its peer, which is nothing to report.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    report = sys.excepthook
+    sys.excepthook = lambda kind, error, trace: (
+        None if issubclass(kind, (ConnectionError, EOFError)) else report(kind, error, trace)
+    )

@@ -15,6 +15,8 @@ from spai.data.images import has_image_extension, looks_like_image
 
 logger = logging.getLogger(__name__)
 
+# File systems allow 255 bytes; temporary names are longer than the final ones.
+LONGEST_NAME = 200
 IMAGE_COLUMN, CLASS_COLUMN, SPLIT_COLUMN = "image", "class", "split"
 
 
@@ -87,9 +89,9 @@ def read_input(
     if not stat.S_ISREG(mode):  # reading a pipe or a device might never end
         raise ValueError(f"{source}: neither a file nor a folder; save it as a file first")
     if looks_like_image(source):
-        record = ImageRecord(source, _as_text(source.name), None, 0)
+        record = ImageRecord(source, as_text(source.name), None, 0)
         return InputTable(
-            source, _as_text(source.stem), source.parent, [record], _names_frame([record])
+            source, as_text(source.stem), source.parent, [record], _names_frame([record])
         )
     return read_csv(source, split=split, root=csv_root)
 
@@ -109,9 +111,9 @@ def read_folder(folder: Path, *, recursive: bool = True, exclude: Path | None = 
         where = "" if recursive else " (folders inside it are left out: --no-recursive)"
         raise ValueError(f"{folder}: no image in this folder{where}")
     records = [
-        ImageRecord(folder / name, _as_text(name), None, row) for row, name in enumerate(names)
+        ImageRecord(folder / name, as_text(name), None, row) for row, name in enumerate(names)
     ]
-    output_name = _as_text(folder.resolve().name) or "root"
+    output_name = as_text(folder.resolve().name) or "root"
     return InputTable(folder, output_name, folder, records, _names_frame(records))
 
 
@@ -131,13 +133,13 @@ def read_csv(csv: Path, *, split: str = "test", root: Path | None = None) -> Inp
         )
     if frame.empty:
         raise ValueError(f"{csv}: no rows below the header")
-    skipped: dict[int, str] = {}
+    skipped = {row: "no image is named" for row, name in enumerate(frame[IMAGE_COLUMN]) if not name}
     if SPLIT_COLUMN in frame:
         splits = frame[SPLIT_COLUMN]
         if not (splits == split).any():
             found = sorted(set(splits))[:8]
             raise ValueError(f"{csv}: no rows with split={split!r}; found {found}")
-        skipped = {
+        skipped |= {
             row: f"not scored: of split {value!r}"
             for row, value in enumerate(splits)
             if value != split
@@ -149,7 +151,7 @@ def read_csv(csv: Path, *, split: str = "test", root: Path | None = None) -> Inp
         for row, name in enumerate(frame[IMAGE_COLUMN])
         if row not in skipped
     ]
-    return InputTable(csv, _as_text(csv.stem), folder, records, frame, skipped)
+    return InputTable(csv, as_text(csv.stem), folder, records, frame, skipped)
 
 
 def read_table(csv: Path) -> pd.DataFrame:
@@ -168,12 +170,16 @@ def read_table(csv: Path) -> pd.DataFrame:
             dtype=str,
             keep_default_na=False,
             na_filter=False,
+            skip_blank_lines=False,
             encoding="utf-8-sig",
+            compression=None,  # whatever the file is called: nothing is unpacked
         )
     except pd.errors.EmptyDataError as error:
         raise ValueError(f"{csv}: empty file, not a CSV") from error
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, ValueError) as error:
         raise ValueError(f"{csv}: not an image, and not a readable CSV: {error}") from error
+    while len(table) > 1 and not any(table.iloc[-1]):  # blank lines at the end are no rows
+        table = table.iloc[:-1]
     frame = table.iloc[1:].reset_index(drop=True)
     frame.columns = pd.Index(_distinct(table.iloc[0]), dtype=str)
     return frame
@@ -188,9 +194,14 @@ def parse_labels(frame: pd.DataFrame) -> list[int | None]:
 
 
 def check_distinct_outputs(tables: Sequence[InputTable]) -> None:
-    """Raise ValueError when two inputs would write the same file."""
+    """Raise ValueError when two inputs would write the same file, or a name would be too long."""
     seen: dict[str, Path] = {}
     for table in tables:
+        if len(table.name.encode()) > LONGEST_NAME:
+            raise ValueError(
+                f"{table.source}: its name is too long for the files that are written beside the "
+                f"scores; use one of at most {LONGEST_NAME} bytes"
+            )
         key = table.name.casefold()
         if key in seen:
             raise ValueError(
@@ -255,6 +266,6 @@ def _names_frame(records: Sequence[ImageRecord]) -> pd.DataFrame:
     return pd.DataFrame({IMAGE_COLUMN: [record.name for record in records]}, dtype=str)
 
 
-def _as_text(name: str) -> str:
+def as_text(name: str) -> str:
     """Return a file name as valid text; bytes that are not UTF-8 become backslash escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -94,13 +94,18 @@ class PartialScores:
         with write_atomically(path) as file:
             file.write(format_csv_row(_partial_header(columns)))
             file.writelines(map(_partial_line, rows))
-        self._file = path.open("a", encoding="utf-8", newline="")
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="")
 
     def append(self, row: ScoreRow) -> None:
         """Add a row; it is in the hands of the operating system when this returns."""
         self._file.write(_partial_line(row))
         self._file.flush()
         self._rows += 1
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return self._rows
 
     def close(self) -> None:
         """Close the file; one without rows is removed."""
@@ -218,7 +223,7 @@ def write_atomically(path: Path) -> Iterator[IO[str]]:
     """Open a text file beside `path` that takes its place when the block ends well."""
     partial = _beside(path)
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

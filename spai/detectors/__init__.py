@@ -12,6 +12,8 @@ from yacs.config import CfgNode
 from spai.models.patches import PatchLayout, PatchPiece, Pixels
 from spai.weights import find_weights
 
+# What can run the patch encoder.
+BACKENDS = ("torch",)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -198,6 +200,14 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
     elif device.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"--device {name!r}: use auto, cpu, cuda, cuda:N or mps")
     return device
+
+
+def check_backend(name: str) -> None:
+    """Raise ValueError unless the patch encoder can run on this backend; "auto" always can."""
+    if name not in ("auto", *BACKENDS):
+        raise ValueError(
+            f"--backend {name}: this version runs the patch encoder with {', '.join(BACKENDS)} only"
+        )
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

@@ -72,6 +72,7 @@ class ScoringRun:
             raise ValueError(
                 f"{table.source}: the output would replace this input; choose another --output"
             )
+        _check_places(files, resume)
         self.table, self.source, self.files, self.columns = table, source, files, columns
         self._settings, self._ranks = dict(settings), ranks
         self._lock = filelock.FileLock(files.lock, timeout=0)
@@ -86,6 +87,11 @@ class ScoringRun:
         self.todo: Sequence[ImageRecord] = left[ranks.rank :: ranks.world]
         if not ranks.is_main:
             self._partial = PartialScores(files.partial(ranks.rank), columns)
+
+    @property
+    def scored(self) -> int:
+        """How many rows this process has, those kept of an earlier run included."""
+        return self._partial.rows
 
     def score(self, detector: Detector, options: LoadingOptions) -> Iterator[Prediction]:
         """Score what is left, writing each row before its prediction is yielded."""
@@ -248,6 +254,18 @@ class ScoringRun:
             "versions": versions(),
             "stamps": [[stamp.size, stamp.mtime_ns] for stamp in stamps],
         }
+
+
+def _check_places(files: OutputFiles, resume: bool) -> None:
+    """Refuse to write where a folder, or a file that is not ours, lies."""
+    for path in (files.final, files.run, files.running, files.partial()):
+        if path.is_dir():
+            raise ValueError(f"{path}: is a folder where a file is to be written; move it away")
+    if files.final.exists() and not files.run.exists() and not resume:
+        raise ValueError(
+            f"{files.final}: is there already and was not written by spai infer (no "
+            f"{files.run.name} beside it); move it away, or choose another --output"
+        )
 
 
 def to_row(prediction: Prediction, columns: ScoreColumns) -> ScoreRow:

@@ -503,3 +503,64 @@ def test_one_image_instead_of_a_list_is_refused(tiny_model, photos):
     for one in (photos / "img1.png", str(photos / "img1.png"), np.zeros((230, 230, 3), np.uint8)):
         with pytest.raises(ValueError, match="list of images"):
             detector.score(one)
+
+
+@pytest.mark.parametrize("name", ["list.zip", "list.csv.gz", "list.csv.xz", "list.tar"])
+def test_the_name_of_a_csv_unpacks_nothing(infer, photos, tmp_path, name):
+    (tmp_path / name).write_text("image\nphotos/img1.png\n")
+    result = infer("--input", tmp_path / name)
+    assert result.exit_code == 0, result.output
+    (tmp_path / name).write_bytes(b"\x1f\x8b\x08\x00damaged")
+    assert infer("--input", tmp_path / name).exit_code == 2
+
+
+def test_a_blank_line_is_a_row_and_blank_lines_at_the_end_are_not(infer, photos, tmp_path):
+    (tmp_path / "list.csv").write_text("image\nphotos/img1.png\n\nphotos/img3.png\n\n\n")
+    assert infer("--input", tmp_path / "list.csv").exit_code == 0
+    rows = read(tmp_path / "out" / "list.csv")
+    assert [row["spai_error"] for row in rows] == ["", "no image is named", ""]
+
+
+@pytest.mark.parametrize("name", ["photos.csv", "photos.run.json", "photos.csv.partial"])
+def test_a_folder_in_the_way_is_refused_before_scoring(infer, photos, tmp_path, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    result = infer("--input", photos)
+    assert result.exit_code == 2 and "is a folder" in result.output
+
+
+def test_a_file_that_is_not_ours_is_not_replaced(infer, photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "photos.csv").write_text("my,labels\n1,2\n")
+    result = infer("--input", photos)
+    assert result.exit_code == 2 and "not written by spai infer" in result.output
+    assert (tmp_path / "out" / "photos.csv").read_text() == "my,labels\n1,2\n"
+
+
+def test_names_too_long_for_the_output_are_refused(infer, tmp_path):
+    save_image(tmp_path / ("n" * 240) / "a.png", 224, 224)
+    result = infer("--input", tmp_path / ("n" * 240))
+    assert result.exit_code == 2 and "too long" in result.output
+
+
+def test_a_folder_whose_name_is_not_utf8_is_scored_and_resumed(infer, tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xffd"))
+    save_image(folder / os.fsdecode(b"\xfe\x1b.png"), 224, 224)
+    assert infer("--input", folder).exit_code == 0
+    assert infer("--input", folder, "--resume").exit_code == 0
+    (row,) = read(tmp_path / "out" / "b\\xffd.csv")
+    assert row["spai"]
+
+
+def test_an_empty_path_is_refused(infer):
+    assert infer("--input", "").exit_code == 2
+
+
+def test_backends_that_are_not_there_are_refused(infer, photos):
+    result = infer("--input", photos, "--backend", "openvino")
+    assert result.exit_code == 2 and "torch only" in result.output
+    assert infer("--input", photos, "--backend", "torch").exit_code == 0
+
+
+def test_names_in_the_log_cannot_drive_the_terminal(infer, photos):
+    (photos / "\x1b[31mred\n.png").write_bytes(b"")
+    assert "\x1b" not in infer("--input", photos).output

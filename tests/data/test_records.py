@@ -373,13 +373,12 @@ def test_cells_are_read_exactly_as_they_were_written(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("csv") / "l.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("image", "note"), *rows])
+    while rows and not any(rows[-1]):  # blank lines at the end are no rows
+        rows = rows[:-1]
     assert [tuple(row) for row in read_table(path).values] == rows
 
 
 def test_an_empty_image_name_costs_its_own_row(tmp_path):
     table = read_csv(table_file(tmp_path / "l.csv", 'image,class\n"",1\nb.png,0\n'))
-    with (
-        pytest.raises(ImageError, match="not a regular file"),
-        open_image(table.records[0].path, FileSource()),
-    ):
-        pass
+    assert table.skipped == {0: "no image is named"}
+    assert [record.name for record in table.records] == ["b.png"]
