@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,20 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from benchmark_training import measure_training, measure_training_memory  # noqa: E402
 
 from spai.checkpoint import save_safetensors  # noqa: E402
+from spai.cli.scoring import default_workers  # noqa: E402
 from spai.config import default_config, load_config  # noqa: E402
-from spai.detectors import Detector, load_detector  # noqa: E402
+from spai.data.images import FileSource  # noqa: E402
+from spai.data.loaders import LoadingOptions  # noqa: E402
+from spai.data.records import read_folder  # noqa: E402
+from spai.detectors import load_detector  # noqa: E402
+from spai.detectors.spai import SpaiDetector  # noqa: E402
+from spai.engine.predict import predict  # noqa: E402
+from spai.models.patches import PatchCutter  # noqa: E402
 from tests.helpers import REFERENCE, TINY, formula_model  # noqa: E402
 from tests.recipe import reference_image  # noqa: E402
 
@@ -35,7 +45,7 @@ GFLOP_PER_PATCH = 131
 PRECISIONS = ("fp32", "bf16")
 MIXED_MEGAPIXELS = (0.1, 0.1, 0.3, 0.5, 1, 2, 4, 8, 12, 24)
 MEMORY_MEGAPIXELS = (1, 12, 48, 100)
-SECTIONS = ("start", "speed", "precision", "memory", "folder")
+SECTIONS = ("start", "speed", "precision", "memory", "folder", "training", "training memory")
 
 # (rows a token, columns in, columns out, times a block) of the products of one block.
 PRODUCTS = (
@@ -74,6 +84,8 @@ def main(only: Sequence[str], rounds: int, patches: int, max_patches: int, outpu
             "precision": lambda: measure_precision(model),
             "memory": lambda: measure_memory(folder, model),
             "folder": lambda: measure_folder(folder),
+            "training": lambda: measure_training(rounds, {n: product_rate(n) for n in PRECISIONS}),
+            "training memory": measure_training_memory,
         }
         for section in chosen:
             results[section] = runs[section]()
@@ -114,7 +126,9 @@ def measure_speed(
     """Compare the model, the products it is made of, and the whole command, in each precision."""
     photos = mixed_folder(folder / "mixed")
     image = torch.from_numpy(reference_image(224 * (patches // 8), 224 * 8, 3)).permute(2, 0, 1)
-    detectors = {name: load_detector(model, device="cpu", precision=name) for name in PRECISIONS}
+    detectors: dict[str, Any] = {
+        name: load_detector(model, device="cpu", precision=name) for name in PRECISIONS
+    }
     count = patches // 8 * 8
     alone: dict[str, list[float]] = {name: [] for name in PRECISIONS}
     rates: dict[str, list[float]] = {name: [] for name in PRECISIONS}
@@ -139,26 +153,18 @@ def measure_speed(
     return found
 
 
-def end_to_end(detector: Detector, photos: Path, max_patches: int) -> float:
+def end_to_end(detector: SpaiDetector, photos: Path, max_patches: int) -> float:
     """Return patches per second of decoding and scoring a folder, as `spai infer` does it."""
-    from dataclasses import replace
-
-    from spai.cli.scoring import default_workers
-    from spai.data.images import FileSource
-    from spai.data.loaders import LoadingOptions
-    from spai.data.records import read_folder
-    from spai.engine.predict import predict
-
     records = read_folder(photos).records
     plain = detector.cutter
-    detector.cutter = replace(plain, maximum=max_patches)  # type: ignore[misc, type-var]
+    assert isinstance(plain, PatchCutter)
+    detector.cutter = replace(plain, maximum=max_patches)
     options = LoadingOptions(workers=default_workers(on_gpu=False))
     start = time.perf_counter()
-    patches = sum(
-        prediction.patches for prediction in predict(detector, records, FileSource(), options)
-    )
+    predictions = predict(detector, records, FileSource(), options)
+    patches = sum(prediction.patches for prediction in predictions)
     seconds = time.perf_counter() - start
-    detector.cutter = plain  # type: ignore[misc]
+    detector.cutter = plain
     return patches / seconds
 
 

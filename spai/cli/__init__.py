@@ -12,6 +12,8 @@ from spai._version import __version__
 
 COMMANDS = {
     "infer": "Score the images of folders and CSVs.",
+    "pretrain": "Learn the backbone from real images, without labels.",
+    "train": "Train the spectral heads on labelled images.",
     "test": "Measure a model on labelled CSVs.",
     "report": "Compute metrics and tables from score CSVs.",
     "weights": "List, download and verify model files.",
