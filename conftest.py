@@ -23,6 +23,7 @@ def reference() -> Callable[[str], Any]:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> CfgNode:
+    """Return the configuration of a very small model."""
     return load_config(overrides=list(TINY.items()))
 
 

@@ -54,7 +54,9 @@ class SpaiFile:
         config = load_config(cfg, overrides) if cfg is not None else None
         file = read_model_file(path)
         if config is None:
-            config = load_config(overrides=overrides, text=file.config_text)
+            # Where the training data lay and how many workers read it is not the user's machine.
+            neutral = [("DATA.LMDB_PATH", None), ("DATA.NUM_WORKERS", None)]
+            config = load_config(overrides=[*neutral, *overrides], text=file.config_text)
         return cls(file, config)
 
     @property

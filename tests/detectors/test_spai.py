@@ -171,6 +171,16 @@ def test_the_configuration_in_our_file_is_used_and_opt_wins(tmp_path):
     assert open_detector(path, overrides=opt).config.MODEL.PATCH_VIT.MINIMUM_PATCHES == 3
 
 
+def test_what_belongs_to_the_training_machine_is_not_taken_over(tmp_path):
+    places = [("DATA.LMDB_PATH", "/training/store"), ("DATA.NUM_WORKERS", 64)]
+    config = load_config(overrides=[*TINY.items(), *places])
+    path = tmp_path / "own.safetensors"
+    save_safetensors(formula_model(config), config, path, epoch=1)
+    assert open_detector(path).config.DATA.LMDB_PATH is None
+    assert open_detector(path).config.DATA.NUM_WORKERS is None
+    assert open_detector(path, overrides=places[1:]).config.DATA.NUM_WORKERS == 64
+
+
 def test_a_foreign_pickles_configuration_is_not_used_but_named_when_it_fits(tmp_path):
     config = load_config(overrides=list(TINY.items()))
     path = tmp_path / "foreign.pth"
