@@ -35,7 +35,7 @@ from spai.data.images import FileSource  # noqa: E402
 from spai.data.loaders import LoadingOptions  # noqa: E402
 from spai.data.records import read_folder  # noqa: E402
 from spai.detectors import load_detector  # noqa: E402
-from spai.detectors.spai import SpaiDetector  # noqa: E402
+from spai.detectors.spai import CHUNK, SpaiDetector  # noqa: E402
 from spai.engine.predict import predict  # noqa: E402
 from spai.models.patches import PatchCutter  # noqa: E402
 from tests.helpers import REFERENCE, TINY, formula_model  # noqa: E402
@@ -169,11 +169,11 @@ def end_to_end(detector: SpaiDetector, photos: Path, max_patches: int) -> float:
 
 
 def product_rate(precision: str) -> float:
-    """Return GFLOP/s of the model's own matrix products, each the best of several, chunk of 8."""
+    """Return GFLOP/s of the model's own matrix products, each the best of several, of a chunk."""
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     flop, seconds = 0.0, 0.0
     for tokens, wide, narrow, times in PRODUCTS:
-        rows = torch.randn(3 * 8 * tokens, wide, dtype=dtype)
+        rows = torch.randn(3 * CHUNK["cpu"] * tokens, wide, dtype=dtype)
         weight, bias = torch.randn(narrow, wide, dtype=dtype), torch.randn(narrow, dtype=dtype)
         multiply = partial(torch.nn.functional.linear, rows, weight, bias)
         with torch.inference_mode():

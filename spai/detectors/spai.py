@@ -29,7 +29,7 @@ from spai.models.spai import ImageModel
 
 # Patches encoded at once, unless the configuration sets a lower bound: measured best on CPUs;
 # on a GPU large enough to keep it busy and small enough for 8 GB.
-CHUNK = {"cpu": 8, "mps": 16, "cuda": 64}
+CHUNK = {"cpu": 4, "mps": 16, "cuda": 64}
 
 
 @dataclass(frozen=True)
