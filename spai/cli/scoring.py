@@ -9,7 +9,7 @@ import torch
 from yacs.config import CfgNode
 
 from spai.config import flatten
-from spai.data.images import FileSource, LmdbSource, Source
+from spai.data.images import MAX_PIXELS, FileSource, LmdbSource, Source
 from spai.data.loaders import LoadingOptions, Preparation
 from spai.data.perturb import Perturbation
 from spai.data.records import InputTable, as_text
@@ -41,7 +41,7 @@ class ImageChoices:
     lmdb: Path | None = None
     resize_to: int | None = None
     workers: int | None = None
-    max_pixels: int = 500_000_000
+    max_pixels: int = MAX_PIXELS
     batch_size: int = 1
     stability: bool = False
 

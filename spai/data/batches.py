@@ -6,7 +6,6 @@ batches, and a resumed run goes on in the middle of an epoch without decoding wh
 B: images of a batch.
 """
 
-import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from spai.data.loaders import ignore_interrupts
 from spai.data.views import Key, Sample
 
 
@@ -100,7 +100,7 @@ class ViewLoader:
             collate_fn=_collate,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=ignore_interrupts,
             # Its own, or starting workers would draw from the generator of the model's dropout.
             generator=torch.Generator(),
         )
@@ -121,8 +121,3 @@ def _collate(samples: list[Sample]) -> TrainingBatch:
         torch.tensor([sample.target for sample in samples]),
         tuple(text for sample in samples for text in sample.replaced),
     )
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C to the main process, which ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

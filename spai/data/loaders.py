@@ -119,7 +119,7 @@ def load_pieces(
         prefetch_factor=options.prefetch,
         collate_fn=_unchanged,
         pin_memory=options.pin_memory,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=ignore_interrupts,
         in_order=False,  # in order, workers that wait for their turn at a huge image would deadlock
     )
 
@@ -168,7 +168,7 @@ def _unchanged(piece: Any) -> Any:
     return piece
 
 
-def _ignore_interrupts(worker: int) -> None:
+def ignore_interrupts(worker: int) -> None:
     """Leave Ctrl-C to the main process, which ends the workers.
 
     The thread that hands tensors over may then lose its peer, which is nothing to report.
