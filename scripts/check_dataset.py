@@ -35,7 +35,8 @@ def main(
     """
     from spai.data.images import LmdbSource
     from spai.data.inspection import check_samples, format_report
-    from spai.data.tables import read_samples, write_atomically
+    from spai.data.tables import read_samples
+    from spai.files import replacing_text
 
     samples = [
         sample for csv in csvs for sample in read_samples(csv, root=root, delimiter=csv_delimiter)
@@ -45,7 +46,8 @@ def main(
         raise click.UsageError("CSVs of several folders and one --lmdb store: give their --root")
     report = check_samples(samples, source=LmdbSource(lmdb, roots.pop()) if lmdb else None)
     if output:
-        write_atomically(output, json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
+        with replacing_text(output) as file:
+            file.write(json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n")
     click.echo(format_report(report))
     if report.missing or report.broken:
         raise RuntimeError(f"{len(report.missing)} images missing, {len(report.broken)} broken")

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from spai.cli.options import FILE, PATH, command
-from spai.data.tables import format_csv, reduce_column, write_atomically
+from spai.data.tables import format_csv, reduce_column
+from spai.files import replacing_text
 
 
 @command()
@@ -27,7 +28,8 @@ def main(
     if output_csv is None:
         click.echo(text, nl=False)
     else:
-        write_atomically(output_csv, text)
+        with replacing_text(output_csv) as file:
+            file.write(text)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,12 @@ with an allow-list of plain types; whatever else a file names is refused, never 
 """
 
 import collections
-import contextlib
-import hashlib
 import json
-import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ from yacs.config import CfgNode
 
 from spai._version import __version__
 from spai.config import config_to_yaml
+from spai.files import file_sha256, replacing
 from spai.models.backbone import build_backbone
 from spai.models.features import FeaturesProcessor
 from spai.models.spai import FixedResolutionSpai, ImageModel, PatchEncoder, Spai
@@ -131,7 +129,10 @@ def read_model_file(path: Path) -> ModelFile:
     Raises:
         ValueError: not a model file, damaged, or a pickle that names anything but plain data.
     """
-    sha256 = file_sha256(path)
+    try:
+        sha256 = file_sha256(path)
+    except OSError as error:
+        raise ValueError(f"{path}: model file cannot be read: {error.strerror}") from error
     if is_safetensors(path):
         tensors, metadata = _read_safetensors(path)
         said = metadata.get("epoch", "")
@@ -251,13 +252,13 @@ def save_safetensors(model: nn.Module, config: CfgNode, path: Path, *, epoch: in
     if epoch is not None:
         metadata["epoch"] = str(epoch)
     tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-    with _published(path) as partial:
+    with replacing(path) as partial:
         safetensors.torch.save_file(tensors, partial, metadata=metadata)
 
 
 def save_pickle(content: Mapping[str, Any], path: Path) -> None:
     """Write plain containers and tensors so that `weights_only` reads them, beside and renamed."""
-    with _published(path) as partial:
+    with replacing(path) as partial:
         torch.save(dict(content), partial)
 
 
@@ -296,19 +297,6 @@ def is_safetensors(path: Path) -> bool:
     return len(head) == 9 and head[8:] == b"{"
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, hexadecimal.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ValueError(f"{path}: model file cannot be read: {error.strerror}") from error
-
-
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -343,18 +331,3 @@ def _refusal(path: Path, message: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0] or type(error).__name__
-
-
-@contextlib.contextmanager
-def _published(path: Path) -> Iterator[Path]:
-    """Give the name of a file beside `path` that is made durable and renamed when it is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -1,11 +1,8 @@
 """What `spai test` does: one model file after the other, each over every CSV."""
 
-import hashlib
 import importlib.metadata
 import logging
 import os
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +15,7 @@ import torch
 from yacs.config import CfgNode
 
 from spai import weights
+from spai.cli.options import command_line
 from spai.cli.progress import show_progress
 from spai.cli.scoring import ImageChoices, describe_metrics, score_settings, source_of
 from spai.data.loaders import LoadingOptions
@@ -36,6 +34,7 @@ from spai.engine.evaluate import (
 )
 from spai.engine.predict import predict
 from spai.engine.run_files import versions
+from spai.files import file_sha256
 from spai.report.checkpoints import SUMMARY_FILES, CheckpointResults, write_checkpoints
 from spai.report.results import RESULT_FILES, Results, write_results
 
@@ -257,14 +256,14 @@ def _check_output(output: Path, inputs: Sequence[Path], names: Sequence[str]) ->
 def _run_facts(tables: Sequence[InputTable], *, split: str, tag: str) -> dict[str, Any]:
     packages = ("pandas", "scikit-learn")
     return {
-        "command": shlex.join(["spai", *sys.argv[1:]]),
+        "command": command_line(),
         "tag": tag,
         "split": split,
         "inputs": [
             {
                 "dataset": table.name,
                 "file": str(table.source.resolve()),
-                "sha256": hashlib.sha256(table.source.read_bytes()).hexdigest(),
+                "sha256": file_sha256(table.source),
                 "root": str(table.root.resolve()),
             }
             for table in tables

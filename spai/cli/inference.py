@@ -2,8 +2,6 @@
 
 import contextlib
 import logging
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spai import weights
-from spai.cli.options import Failure
+from spai.cli.options import Failure, command_line
 from spai.cli.progress import show_progress
 from spai.cli.scoring import ImageChoices, describe_metrics, score_settings, source_of
 from spai.data.images import LmdbSource
@@ -118,7 +116,7 @@ def _score(run: ScoringRun, detector: Detector, loading: LoadingOptions, ranks: 
             shown=ranks.is_main,
         ):
             pass
-        rows = run.finish({"model": detector.facts, "command": shlex.join(sys.argv)})
+        rows = run.finish({"model": detector.facts, "command": command_line()})
     except (KeyboardInterrupt, OSError, RuntimeError, MemoryError) as error:
         reason = f"stopped: {str(error) or type(error).__name__}"
         if isinstance(error, KeyboardInterrupt):

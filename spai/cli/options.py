@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import shlex
 import signal
 import sys
 import threading
@@ -38,6 +39,11 @@ class Failure(click.ClickException):
     """One line on stderr and exit code 1: what was asked could not be done."""
 
     exit_code = 1
+
+
+def command_line() -> str:
+    """Return the command that started this process, as a shell would take it."""
+    return shlex.join(["spai", *sys.argv[1:]])
 
 
 def command(**settings: Any) -> Callable[[Callable[..., Any]], click.Command]:

@@ -1,10 +1,7 @@
 """`spai report`: metrics and tables from score CSVs, without a model."""
 
-import hashlib
 import logging
 import platform
-import shlex
-import sys
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +10,7 @@ import click
 
 from spai._version import __version__
 from spai.cli import options
+from spai.files import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +72,9 @@ def _check_output(output: Path, inputs: Iterable[Path], names: Iterable[str]) ->
 
 def _run_facts(inputs: Iterable[Path], score_column: str) -> dict[str, object]:
     return {
-        "command": shlex.join(["spai", *sys.argv[1:]]),
+        "command": options.command_line(),
         "score_column": score_column,
-        "inputs": [
-            {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-            for file in inputs
-        ],
+        "inputs": [{"file": str(file), "sha256": file_sha256(file)} for file in inputs],
         "versions": {
             "spai": __version__,
             "python": platform.python_version(),

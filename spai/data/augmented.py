@@ -15,7 +15,8 @@ from spai.data.augment import ViewSettings, seeded_views
 from spai.data.images import FileSource, ImageError, open_image
 from spai.data.names import inner_name
 from spai.data.records import IMAGE_COLUMN, read_table
-from spai.data.scores import format_csv_row, write_atomically
+from spai.data.scores import format_csv_row
+from spai.files import replacing, replacing_text
 
 # What each format is written with; the quality comes on top. A view is RGB, 8 bits a channel.
 LOSSY: dict[str, dict[str, Any]] = {
@@ -136,15 +137,10 @@ def _view(task: Task, settings: ViewSettings, seed: int) -> Tensor:
 
 def _save(view: Tensor, path: Path, quality: int) -> None:
     """Write an image beside its name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     name = _format(path, where=str(path.parent))
     options = {**LOSSY[name], "quality": quality} if name in LOSSY else {}
-    try:
+    with replacing(path) as partial:
         Image.fromarray(view.permute(1, 2, 0).contiguous().numpy()).save(partial, name, **options)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_csv(output_csv: Path, frame: pd.DataFrame, tasks: Sequence[Task]) -> None:
@@ -152,7 +148,7 @@ def _write_csv(output_csv: Path, frame: pd.DataFrame, tasks: Sequence[Task]) -> 
     folder = output_csv.resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     place = list(frame.columns).index(IMAGE_COLUMN)
-    with write_atomically(output_csv) as file:
+    with replacing_text(output_csv) as file:
         file.write(format_csv_row(frame.columns))
         for task in tasks:
             cells = list(frame.iloc[task.row])

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from spai.data.lmdb import lmdb_package, store_key
 from spai.data.names import inner_name
 from spai.data.records import IMAGE_COLUMN, read_folder, read_table
+from spai.files import replacing
 
 MISSING_CHOICES = ("error", "skip")
 MAX_KEY_BYTES = 511
@@ -164,10 +165,5 @@ def _new_file(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` for a file that gets its name when the block ends well."""
     if os.path.lexists(path):
         raise ValueError(f"{path}: exists already; delete it, or choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

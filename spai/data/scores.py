@@ -10,15 +10,15 @@ import csv
 import io
 import json
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 
 from spai.data.images import FileStamp
+from spai.files import replacing, replacing_text
 
 FORMATS = ("csv", "json", "parquet")
 
@@ -91,7 +91,7 @@ class PartialScores:
         """
         self._path = path
         self._rows = len(rows)
-        with write_atomically(path) as file:
+        with replacing_text(path) as file:
             file.write(format_csv_row(_partial_header(columns)))
             file.writelines(map(_partial_line, rows))
         self._file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="")
@@ -149,26 +149,20 @@ def write_scores(
     """
     kept = frame.drop(columns=[name for name in columns.names if name in frame])
     if kind == "csv":
-        with write_atomically(path) as file:
+        with replacing_text(path) as file:
             file.write(format_csv_row([*map(str, kept.columns), *columns.names]))
             for row, cells in enumerate(kept.itertuples(index=False, name=None)):
                 file.write(format_csv_row([*cells, *_score_cells(rows[row])]))
         return
     added = pd.DataFrame(_score_series(rows, columns, len(kept)), index=kept.index)
     table = pd.concat([kept, added], axis=1)
-    partial = _beside(path)
-    try:
-        if kind == "json":
-            records = [_without_nan(record) for record in table.to_dict("records")]
-            partial.write_text(
-                json.dumps(records, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-            )
-        else:
-            table.to_parquet(partial, index=False)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    if kind == "json":
+        records = [_without_nan(record) for record in table.to_dict("records")]
+        with replacing_text(path, errors="strict") as file:
+            file.write(json.dumps(records, ensure_ascii=False, indent=1) + "\n")
+        return
+    with replacing(path) as partial:
+        table.to_parquet(partial, index=False)
 
 
 def read_scores(
@@ -216,25 +210,6 @@ def needs_parquet() -> None:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise ValueError("--format parquet needs pyarrow: pip install 'spai[parquet]'") from error
-
-
-@contextlib.contextmanager
-def write_atomically(path: Path) -> Iterator[IO[str]]:
-    """Open a text file beside `path` that takes its place when the block ends well."""
-    partial = _beside(path)
-    try:
-        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _quoted(cell: str) -> str:

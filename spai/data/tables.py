@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from spai.files import replacing_text
+
 CLASS_NAMES = ("real", "generated")
 
 logger = logging.getLogger(__name__)
@@ -36,17 +38,6 @@ class GroupStatistics:
     avg: float | None
     std: float | None
     count: int
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 text through a temporary neighbour, so that no half file is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(text.encode("utf-8"))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def format_csv(rows: Sequence[Sequence[str]], delimiter: str = ",") -> str:
@@ -84,7 +75,8 @@ def write_samples(
     base = os.path.abspath(root or output.parent)
     rows = [("image", "class", "split")]
     rows += [(_relative_name(s.path, base), str(s.label), s.split) for s in samples]
-    write_atomically(output, format_csv(rows, delimiter))
+    with replacing_text(output, errors="strict") as file:
+        file.write(format_csv(rows, delimiter))
 
 
 def read_samples(path: Path, *, root: Path | None = None, delimiter: str = ",") -> list[Sample]:

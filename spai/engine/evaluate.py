@@ -18,10 +18,11 @@ from spai.data.records import (
     read_csv,
     read_table,
 )
-from spai.data.scores import format_csv_row, format_number, write_atomically
+from spai.data.scores import format_csv_row, format_number
 from spai.engine.distributed import Ranks
 from spai.engine.metrics import sigmoid
 from spai.engine.predict import Prediction
+from spai.files import replacing_text
 
 
 def read_test_csvs(
@@ -158,7 +159,7 @@ def add_score_column(table: InputTable, column: str, scores: Mapping[int, float]
             f"{table.source}: changed while its images were scored and {problem} now; "
             f"{column!r} was not added, the scores are in the results"
         )
-    with write_atomically(path) as file:
+    with replacing_text(path) as file:
         file.write(format_csv_row([*frame.columns, column]))
         for row, cells in enumerate(frame.itertuples(index=False, name=None)):
             score = format_number(scores[row]) if row in scores else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spai._version import __version__
-from spai.data.scores import write_atomically
+from spai.files import replacing_text
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
@@ -76,7 +76,7 @@ def write_run(path: Path, content: Mapping[str, Any]) -> None:
     )
     if stamps is not None:
         text = f'{text[:-2]},\n  "stamps": {json.dumps(stamps)}\n}}'
-    with write_atomically(path) as file:
+    with replacing_text(path) as file:
         file.write(f"{text}\n")
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spai.checkpoint import describe_mismatch, read_pickle, save_pickle
-from spai.data.scores import write_atomically
+from spai.files import replacing_text
 
 Row = dict[str, float | int | None]
 
@@ -185,7 +185,7 @@ class RunFolder:
         """Write the rows of all epochs that are done, at once."""
         if not progress.history:
             return
-        with write_atomically(self.metrics) as file:
+        with replacing_text(self.metrics) as file:
             writer = csv.DictWriter(file, list(progress.history[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(progress.history)

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from spai.engine.metrics import Metrics, compute_metrics
 from spai.engine.predict import predict
 from spai.engine.state import Row
 from spai.engine.step import StepLoss
+from spai.files import replacing
 from spai.models.losses import supervised_contrastive_loss, triplet_loss
 from spai.models.mfm import MaskedFrequencyModel, denormalized
 from spai.models.patches import PatchBatch
@@ -179,9 +179,8 @@ class PretrainingTask:
         restored = denormalized(self.model(corrupted))
         rows = torch.stack([pixels, corrupted, restored], dim=1).flatten(0, 1)
         grid = (make_grid(rows, nrow=3) * 255).round().byte().permute(1, 2, 0)
-        partial = path.with_name(f".{path.name}.partial")
-        Image.fromarray(grid.cpu().numpy()).save(partial, format="png")
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            Image.fromarray(grid.cpu().numpy()).save(partial, format="png")
 
 
 def measure(detector: Detector, evaluated: EvaluationSet, ranks: Ranks) -> Metrics:

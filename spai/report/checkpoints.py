@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from spai.data.scores import format_csv_row, write_atomically
+from spai.data.scores import format_csv_row
+from spai.files import replacing_text
 from spai.report.results import Results
 from spai.report.tables import MISSING, markdown_table
 
@@ -29,12 +30,12 @@ class CheckpointResults(NamedTuple):
 def write_checkpoints(output: Path, checkpoints: Sequence[CheckpointResults]) -> None:
     """Write `checkpoints.csv` and `checkpoints.md`, in the order given; both are replaced."""
     rows = [row for checkpoint in checkpoints for row in _rows(checkpoint)]
-    with write_atomically(output / "checkpoints.csv") as file:
+    with replacing_text(output / "checkpoints.csv") as file:
         file.write(format_csv_row(COLUMNS))
         for row in rows:
             file.write(format_csv_row("" if value is None else str(value) for value in row))
     table = markdown_table(COLUMNS, [[_shown(*cell) for cell in enumerate(row)] for row in rows])
-    with write_atomically(output / "checkpoints.md") as file:
+    with replacing_text(output / "checkpoints.md") as file:
         file.write(f"# SPAI results by checkpoint\n\n{NOTE}\n{table}\n")
 
 

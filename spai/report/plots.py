@@ -1,11 +1,12 @@
 """Pictures of results, drawn without a display."""
 
-import os
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from spai.files import replacing
 
 PANELS = {"loss": "Loss", "auc": "AUC"}
 
@@ -56,7 +57,6 @@ def _read_epochs(metrics_csv: Path) -> pd.DataFrame:
 
 
 def _save(figure: Figure, png: Path) -> None:
-    partial = png.with_name(f".{png.name}.partial")
     FigureCanvasAgg(figure)
-    figure.savefig(partial, format="png", dpi=120)
-    os.replace(partial, png)
+    with replacing(png) as partial:
+        figure.savefig(partial, format="png", dpi=120)

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from spai.engine.metrics import Floats, Metrics, log_odds
+from spai.files import replacing_text
 from spai.report.tables import CrossTable, cross_table, dataset_metrics, markdown_report
 
 RESULT_FILES = ("metrics.json", "metrics.csv", "scores.csv", "report.md")
@@ -244,6 +244,5 @@ def _cell(value: object) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(text.encode("utf-8", "surrogateescape"))
-    os.replace(partial, path)
+    with replacing_text(path, errors="surrogateescape") as file:
+        file.write(text)

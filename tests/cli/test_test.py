@@ -150,8 +150,9 @@ def test_one_class_csvs_give_a_cross_table_and_null_instead_of_numbers(evaluate,
 
 
 def test_the_run_is_described_with_model_configuration_versions_and_command(
-    evaluate, sets, tiny_model, tmp_path
+    evaluate, sets, tiny_model, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(sys, "argv", ["/opt/bin/spai", "test", "--tag", "my tag"])
     evaluate("--test-csv", sets / "both.csv", "--tag", "mine", "--resize-to", 100)
     facts = record(tmp_path / "out")["run"]
     digest = hashlib.sha256(tiny_model.read_bytes()).hexdigest()
@@ -162,7 +163,7 @@ def test_the_run_is_described_with_model_configuration_versions_and_command(
     assert (facts["device"], facts["precision"], facts["ranks"]) == ("cpu", "fp32", 1)
     assert (facts["tag"], facts["split"]) == ("mine", "test")
     assert facts["settings"]["resize_to"] == 100
-    assert facts["command"].startswith("spai ")
+    assert facts["command"] == "spai test --tag 'my tag'"
     (given,) = facts["inputs"]
     assert given["sha256"] == hashlib.sha256((sets / "both.csv").read_bytes()).hexdigest()
     report = (tmp_path / "out/report.md").read_text()

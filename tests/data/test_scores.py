@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spai.data import scores
 from spai.data.images import FileStamp
 from spai.data.scores import (
     FORMATS,
@@ -23,7 +22,6 @@ from spai.data.scores import (
     format_number,
     read_partial,
     read_scores,
-    write_atomically,
     write_scores,
 )
 
@@ -270,20 +268,6 @@ def test_a_final_file_that_was_changed_is_refused_by_name(tmp_path, kind, damage
 # -- replacing a file ---------------------------------------------------------------------------
 
 
-def test_a_file_is_replaced_only_when_the_new_one_is_complete(tmp_path):
-    path = tmp_path / "f"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), write_atomically(path) as file:
-        file.write("half")
-        file.flush()
-        assert path.read_text() == "old"
-        raise KeyboardInterrupt
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["f"]
-    with write_atomically(path) as file:
-        file.write("new\n")
-    assert path.read_bytes() == b"new\n" and os.listdir(tmp_path) == ["f"]
-
-
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_failing_rename_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, kind):
     path = tmp_path / "f"
@@ -292,7 +276,7 @@ def test_a_failing_rename_leaves_the_old_file_and_nothing_else(tmp_path, monkeyp
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(scores.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         final_file(path, kind)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["f"]
