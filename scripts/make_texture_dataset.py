@@ -56,7 +56,7 @@ def add_traces(texture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[
         shrunk = Image.fromarray(texture).resize((small, small), Image.Resampling.BICUBIC)
         return np.asarray(shrunk.resize((size, size), Image.Resampling.BICUBIC))
     period, strength = rng.choice(PERIODS), rng.uniform(*STRENGTHS)
-    wave = np.cos(2 * np.pi * np.arange(size) / period)
+    wave = np.cos(2 * np.pi * (np.arange(size) + 0.5) / period)  # the same when flipped
     grid = strength * (wave[:, None, None] + wave[None, :, None])
     return (texture + grid).round().clip(0, 255).astype(np.uint8)
 
@@ -65,7 +65,7 @@ def add_traces(texture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="A new folder.")
 @click.option("--train", default=600, show_default=True, help="Training images.")
 @click.option("--val", default=200, show_default=True, help="Validation images.")
-@click.option("--size", default=224, show_default=True, help="Side of an image, pixels.")
+@click.option("--size", default=112, show_default=True, help="Side of an image, pixels.")
 @click.option("--seed", default=0, show_default=True)
 def main(output: Path, train: int, val: int, size: int, seed: int) -> None:
     """Write <output>/textures.csv, and images to <output>/real and <output>/generated."""

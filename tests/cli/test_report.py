@@ -1,7 +1,5 @@
 import hashlib
 import json
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -132,13 +130,3 @@ def test_an_output_that_is_a_file_is_refused(toy):
     result = run("--scores", toy[0], "--output", toy[1])
     assert result.exit_code == 2
     assert "is a file" in result.stderr
-
-
-def test_help_imports_no_heavy_library():
-    code = (
-        "import sys, spai.cli.report; "
-        "heavy = {'torch', 'pandas', 'numpy', 'sklearn', 'matplotlib'} & set(sys.modules); "
-        "sys.exit(str(heavy) if heavy else 0)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr

@@ -372,13 +372,3 @@ def test_two_processes_give_the_same_files_as_one(evaluate, sets, tiny_model, tm
     assert one["datasets"] == two["datasets"]
     assert (one["run"]["ranks"], two["run"]["ranks"]) == (1, 2)
     assert done.stderr.count("both: images without a score: 1") == 1
-
-
-def test_help_imports_no_heavy_library():
-    code = (
-        "import sys, spai.cli.test; "
-        "heavy = {'torch', 'pandas', 'numpy', 'sklearn', 'matplotlib'} & set(sys.modules); "
-        "sys.exit(str(heavy) if heavy else 0)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
