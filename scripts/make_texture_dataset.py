@@ -63,7 +63,7 @@ def add_traces(texture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[
 
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="A new folder.")
-@click.option("--train", default=600, show_default=True, help="Training images.")
+@click.option("--train", default=1200, show_default=True, help="Training images.")
 @click.option("--val", default=200, show_default=True, help="Validation images.")
 @click.option("--size", default=112, show_default=True, help="Side of an image, pixels.")
 @click.option("--seed", default=0, show_default=True)

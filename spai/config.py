@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
         "TEST_BATCH_SIZE": None,
         "DATA_PATH": "",
         "CSV_ROOT": "",
+        "BALANCE_COLUMN": "",
         "TEST_DATA_PATH": [],
         "TEST_DATA_CSV_ROOT": [],
         "LMDB_PATH": None,
@@ -110,6 +111,8 @@ DEFAULTS: dict[str, Any] = {
         "LAYER_DECAY": 0.8,
         "SCALE_LR": False,
         "FREEZE_BACKBONE": True,
+        "BACKBONE_LR_SCALE": 1.0,
+        "STANDARDIZE_CONTEXT": False,
         "LR_SCHEDULER": {
             "NAME": "cosine",
             "DECAY_EPOCHS": 30,
@@ -122,6 +125,8 @@ DEFAULTS: dict[str, Any] = {
     "AUG": {
         "MIN_CROP_AREA": 0.2,
         "MAX_CROP_AREA": 1.0,
+        "RESCALE_PROB": 0.0,
+        "RESCALE_RANGE": (0.4, 1.0),
         "HORIZONTAL_FLIP_PROB": 0.5,
         "VERTICAL_FLIP_PROB": 0.5,
         "ROTATION_PROB": 0.5,
@@ -133,6 +138,7 @@ DEFAULTS: dict[str, Any] = {
         "JPEG_COMPRESSION_PROB": 0.5,
         "JPEG_MIN_QUALITY": 50,
         "JPEG_MAX_QUALITY": 100,
+        "JPEG_FULL_CHROMA_PROB": 0.0,
         "WEBP_COMPRESSION_PROB": 0.0,
         "WEBP_MIN_QUALITY": 50,
         "WEBP_MAX_QUALITY": 100,

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from yacs.config import CfgNode
 
 from spai.checkpoint import build_model, load_mfm_encoder
@@ -21,7 +23,7 @@ from spai.cli.training_run import (
     worker_count,
 )
 from spai.data.augment import ViewSettings
-from spai.data.batches import EpochBatches
+from spai.data.batches import EpochBatches, balanced_shares
 from spai.data.images import Source
 from spai.data.loaders import LoadingOptions
 from spai.data.records import ImageRecord, InputTable
@@ -30,6 +32,7 @@ from spai.data.views import LabelledViews, Triplets
 from spai.detectors import Detector
 from spai.detectors.spai import SpaiDetector, build_cutter, chunk_size
 from spai.engine.distributed import Ranks, ranks_of_run
+from spai.engine.initialise import standardize_context
 from spai.engine.step import Task
 from spai.engine.tasks import ContrastiveTask, EvaluationSet, SupervisedTask
 from spai.models.backbone import use_fused_attention
@@ -67,15 +70,27 @@ def run_train(
         for table in tests:
             images = existing_images(table, config, run)
             sets.append(_evaluation_set(f"test_{table.name}", table, images, config, run))
-        batches = epoch_batches(len(records), config, ranks)
+        shares = _shares(train, records, config.DATA.BALANCE_COLUMN)
+        batches = epoch_batches(len(records), config, ranks, shares)
         views = _views(records, image_source(train, config), config)
         dataset = Triplets(views) if config.TRAIN.LOSS == "triplet" else views
         loader = view_loader(dataset, batches, config, run.device)
         folder, earlier = open_folder(config, run, ranks, [*records, *val_records])
         torch.manual_seed(config.SEED)
         model = _build(config, resumed=earlier is not None).to(run.device)
+        if config.TRAIN.STANDARDIZE_CONTEXT and earlier is None:
+            standardize_context(model, views, run.device)
         task = _task(model, sets, config, run, ranks)
-        train_model(task, loader, config, run, folder=folder, earlier=earlier, ranks=ranks)
+        train_model(
+            task,
+            loader,
+            config,
+            run,
+            folder=folder,
+            earlier=earlier,
+            ranks=ranks,
+            backbone=model.backbone,
+        )
 
 
 def _check_mode(config: CfgNode) -> None:
@@ -94,6 +109,19 @@ def _labelled(config: CfgNode, split: str) -> InputTable:
     if not csv.is_file():
         raise ValueError(f"{csv}: no such file; --data-path is a CSV")
     return read_labelled(csv, split=split, root=Path(root) if root else None)
+
+
+def _shares(
+    table: InputTable, records: Sequence[ImageRecord], column: str
+) -> NDArray[np.float64] | None:
+    """Return how often each image is drawn: balanced by class and a column, or None."""
+    if not column:
+        return None
+    if column not in table.frame:
+        found = ", ".join(map(str, table.frame.columns))
+        raise ValueError(f"{table.source}: DATA.BALANCE_COLUMN {column!r}: no such column; {found}")
+    cells = table.frame[column]
+    return balanced_shares([(int(r.label or 0), str(cells[r.row])) for r in records])
 
 
 def _test_tables(config: CfgNode, csvs: Sequence[Path], roots: Sequence[Path]) -> list[InputTable]:

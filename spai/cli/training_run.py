@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
 from torch.utils.data import Dataset
 from yacs.config import CfgNode
 
@@ -97,14 +100,27 @@ def open_folder(
     return folder, earlier
 
 
-def epoch_batches(images: int, config: CfgNode, ranks: Ranks) -> EpochBatches:
+def epoch_batches(
+    images: int, config: CfgNode, ranks: Ranks, shares: NDArray[np.float64] | None = None
+) -> EpochBatches:
     """Return the order of the training images.
+
+    Args:
+        images: how many there are.
+        config: the batch size and the seed.
+        ranks: the processes that share each batch.
+        shares: how often each image is drawn; None for each once an epoch.
 
     Raises:
         ValueError: they do not fill a batch.
     """
     return EpochBatches(
-        images, config.DATA.BATCH_SIZE, seed=config.SEED, rank=ranks.rank, world=ranks.world
+        images,
+        config.DATA.BATCH_SIZE,
+        seed=config.SEED,
+        shares=shares,
+        rank=ranks.rank,
+        world=ranks.world,
     )
 
 
@@ -138,6 +154,7 @@ def train_model(
     earlier: dict[str, Any] | None,
     ranks: Ranks,
     exempt: tuple[str, ...] = (),
+    backbone: nn.Module | None = None,
 ) -> None:
     """Train a task and show how it goes.
 
@@ -150,6 +167,7 @@ def train_model(
         earlier: the state to go on from.
         ranks: the processes of the run.
         exempt: last parts of the names of parameters without weight decay.
+        backbone: the part whose learning rate TRAIN.BACKBONE_LR_SCALE scales.
     """
     if run.compile_model:
         task.model.compile()
@@ -164,7 +182,12 @@ def train_model(
         max_steps=run.max_steps,
         seed=config.SEED,
     )
-    optimizer = build_optimizer(task.model, _optimizer_settings(config, exempt))
+    optimizer = build_optimizer(
+        task.model,
+        _optimizer_settings(config, exempt),
+        scaled=backbone,
+        scale=config.TRAIN.BACKBONE_LR_SCALE,
+    )
     events = fit(
         task,
         loader,

@@ -3,8 +3,9 @@
 Everything random is drawn from torch's global CPU generator; `seeded_rng` seeds it for a block.
 An image is uint8 [3, H, W] of any size, a view uint8 [3, S, S].
 
-A view of stage 2, in this order: crop, horizontal flip, vertical flip, rotation, Gaussian blur,
-Gaussian noise, colour jitter, sharpening, JPEG, WebP. Geometry is bilinear without antialiasing:
+A view of stage 2, in this order: crop (rescaled or not), horizontal flip, vertical flip, rotation,
+Gaussian blur, Gaussian noise, colour jitter, sharpening, JPEG, WebP. Geometry is bilinear without
+antialiasing, except for rescaling, which imitates what images went through before they came to us:
 a low-pass filter would remove the traces that the detector learns.
 """
 
@@ -35,12 +36,16 @@ CROP_RATIO = (3 / 4, 4 / 3)  # width / height
 NOISE_VARIANCE = (10.0, 50.0)  # on the 0..255 scale
 INTERPOLATIONS = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
 
+RESCALING = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
+
 _PROBABILITY = Limit(0, 1, "a probability from 0 to 1")
 _AREA = Limit(math.ulp(0.0), 1, "a share of the image above 0 and at most 1")
 _FACTOR = Limit(0, math.inf, "a finite number of at least 0")
 _LIMITS = {
     "min_crop_area": _AREA,
     "max_crop_area": _AREA,
+    "rescale_prob": _PROBABILITY,
+    "rescale_range": Limit(0.05, 4, "a factor from 0.05 to 4"),
     "horizontal_flip_prob": _PROBABILITY,
     "vertical_flip_prob": _PROBABILITY,
     "rotation_prob": _PROBABILITY,
@@ -52,6 +57,7 @@ _LIMITS = {
     "jpeg_compression_prob": _PROBABILITY,
     "jpeg_min_quality": QUALITY,
     "jpeg_max_quality": QUALITY,
+    "jpeg_full_chroma_prob": _PROBABILITY,
     "webp_compression_prob": _PROBABILITY,
     "webp_min_quality": QUALITY,
     "webp_max_quality": QUALITY,
@@ -76,7 +82,10 @@ class ViewSettings:
     """The AUG.* configuration keys in lower case, with the published values, and the view's side.
 
     Areas are shares of the image, angles degrees, sigmas pixels; a pair is (smallest, largest),
-    both included. Equal crop areas mean a plain random crop without resampling.
+    both included. Equal crop areas mean a plain random crop without resampling; with the
+    probability `rescale_prob` it is then a crop of the image resized by a factor of
+    `rescale_range`, with antialiasing, as images are that were shrunk or enlarged before they came
+    to us. `jpeg_full_chroma_prob` is the share of JPEGs whose colour is not subsampled.
 
     Raises:
         ValueError: a value that the step cannot use; the message names the AUG key.
@@ -84,6 +93,8 @@ class ViewSettings:
 
     min_crop_area: float = 0.2
     max_crop_area: float = 1.0
+    rescale_prob: float = 0.0
+    rescale_range: tuple[float, float] = (0.4, 1.0)
     horizontal_flip_prob: float = 0.5
     vertical_flip_prob: float = 0.5
     rotation_prob: float = 0.5
@@ -95,6 +106,7 @@ class ViewSettings:
     jpeg_compression_prob: float = 0.5
     jpeg_min_quality: int = 50
     jpeg_max_quality: int = 100
+    jpeg_full_chroma_prob: float = 0.0
     webp_compression_prob: float = 0.0
     webp_min_quality: int = 50
     webp_max_quality: int = 100
@@ -163,7 +175,8 @@ def make_view(image: Tensor, settings: ViewSettings) -> Tensor:
         view = sharpen(view, alpha, _uniform(*settings.sharpen_lightness_range))
     if _happens(settings.jpeg_compression_prob):
         quality = _integer(settings.jpeg_min_quality, settings.jpeg_max_quality)
-        view = recompress(view, "JPEG", quality)
+        full_chroma = _happens(settings.jpeg_full_chroma_prob)
+        view = recompress(view, "JPEG", quality, full_chroma=full_chroma)
     if _happens(settings.webp_compression_prob):
         quality = _integer(settings.webp_min_quality, settings.webp_max_quality)
         view = recompress(view, "WEBP", quality)
@@ -224,7 +237,8 @@ def make_pretraining_view(
     Args:
         image: uint8 [3, H, W], H and W at least 1.
         size: side S of the view.
-        min_area: smallest share of the image in (0, 1]; the largest is 1.
+        min_area: smallest share of the image in (0, 1]; the largest is 1. With 1 the crop is a
+            plain one: a random square of side S, padded if needed, not resized.
         interpolation: "bicubic" or "bilinear".
 
     Returns:
@@ -238,8 +252,11 @@ def make_pretraining_view(
         choices = ", ".join(INTERPOLATIONS)
         raise ValueError(f"DATA.INTERPOLATION: found {interpolation!r}; choose from {choices}")
     mode = INTERPOLATIONS[interpolation]
-    box = _random_box(image, min_area, 1.0)
-    view = F.resized_crop(image, *box, size=[size, size], interpolation=mode, antialias=True)
+    if min_area == 1:
+        view = _padded(_plain_crop(image, size), size)
+    else:
+        box = _random_box(image, min_area, 1.0)
+        view = F.resized_crop(image, *box, size=[size, size], interpolation=mode, antialias=True)
     return F.horizontal_flip(view) if _happens(0.5) else view.clone()
 
 
@@ -266,12 +283,32 @@ def _crop(image: Tensor, settings: ViewSettings) -> Tensor:
     if settings.min_crop_area < settings.max_crop_area:
         box = _random_box(image, settings.min_crop_area, settings.max_crop_area)
         return resize_bilinear(image, (size, size), box)
+    if settings.rescale_prob and _happens(settings.rescale_prob):
+        return _rescaled_crop(image, size, _uniform(*settings.rescale_range))
+    # Padded after the crop: the same pixels from less data.
+    return _padded(_plain_crop(image, size), size)
+
+
+def _padded(image: Tensor, size: int) -> Tensor:
+    for dim in (1, 2):
+        image = reflect_to(image, dim, before=(size - image.shape[dim]) // 2, total=size)
+    return image
+
+
+def _plain_crop(image: Tensor, size: int) -> Tensor:
+    """Cut a random square of a side, or of what there is."""
     for dim in (1, 2):
         start = _integer(0, max(0, image.shape[dim] - size))
         image = image.narrow(dim, start, min(size, image.shape[dim]))
-    for dim in (1, 2):  # padded after the crop: the same pixels from less data
-        image = reflect_to(image, dim, before=(size - image.shape[dim]) // 2, total=size)
     return image
+
+
+def _rescaled_crop(image: Tensor, size: int, factor: float) -> Tensor:
+    """Cut the square that a crop of the resized image shows, and resize only that."""
+    window = max(4, min(round(size / factor), *image.shape[1:]))
+    mode = RESCALING[_integer(0, len(RESCALING) - 1)]
+    crop = _plain_crop(image, window)
+    return F.resize(crop, [size, size], interpolation=mode, antialias=True)
 
 
 def _rotate(view: Tensor, degrees: float) -> Tensor:

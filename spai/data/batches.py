@@ -6,11 +6,14 @@ batches, and a resumed run goes on in the middle of an epoch without decoding wh
 B: images of a batch.
 """
 
-from collections.abc import Iterator
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -34,7 +37,14 @@ class EpochBatches(Sampler[list[Key]]):
     """
 
     def __init__(
-        self, images: int, batch_size: int, *, seed: int, rank: int = 0, world: int = 1
+        self,
+        images: int,
+        batch_size: int,
+        *,
+        seed: int,
+        shares: NDArray[np.float64] | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         """Plan the epochs.
 
@@ -42,6 +52,7 @@ class EpochBatches(Sampler[list[Key]]):
             images: how many there are.
             batch_size: images of a batch on each rank.
             seed: of the order.
+            shares: how often each image is drawn, adding up to 1; None for each once an epoch.
             rank: this process, from 0.
             world: number of processes.
 
@@ -55,6 +66,7 @@ class EpochBatches(Sampler[list[Key]]):
                 "use a smaller --batch-size"
             )
         self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.shares = shares
         self.rank, self.world = rank, world
         self.epoch = self.first = 0
 
@@ -64,10 +76,44 @@ class EpochBatches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Yield the batches of `epoch` from number `first` on."""
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.images)
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self.shares is None:
+            order = rng.permutation(self.images)
+        else:
+            order = _numbered(rng.choice(self.images, self.images, p=self.shares), self.images)
         for batch in range(self.first, len(self)):
             start = (batch * self.world + self.rank) * self.batch_size
             yield [(self.epoch, int(i)) for i in order[start : start + self.batch_size]]
+
+
+def balanced_shares(groups: Sequence[tuple[int, str]]) -> NDArray[np.float64]:
+    """Return how often each image is to be drawn so that no class or source outweighs the others.
+
+    Classes are drawn equally often; within a class, a source in proportion to the square root of
+    its images, so that a few pictures are not repeated without end.
+
+    Args:
+        groups: class and source of each image.
+
+    Returns:
+        [images], adding up to 1.
+    """
+    sizes = Counter(groups)
+    classes: defaultdict[int, float] = defaultdict(float)
+    for (label, _), size in sizes.items():
+        classes[label] += math.sqrt(size)
+    shares = [1 / (classes[label] * math.sqrt(sizes[label, source])) for label, source in groups]
+    return np.array(shares) / len(classes)
+
+
+def _numbered(drawn: NDArray[np.int64], images: int) -> NDArray[np.int64]:
+    """Add `images` for each time that an image was drawn before: see views.Key."""
+    seen: Counter[int] = Counter()
+    numbered = []
+    for image in drawn.tolist():
+        numbered.append(image + images * seen[image])
+        seen[image] += 1
+    return np.array(numbered)
 
 
 class ViewLoader:

@@ -139,13 +139,14 @@ def to_uint8(values: Tensor) -> Tensor:
     return values.round().clamp_(0, 255).to(torch.uint8)
 
 
-def recompress(image: Tensor, codec: str, quality: int) -> Tensor:
+def recompress(image: Tensor, codec: str, quality: int, *, full_chroma: bool = False) -> Tensor:
     """Write and read an image through Pillow as JPEG or WebP with chroma subsampling 4:2:0.
 
     Args:
         image: uint8 [3, H, W].
         codec: "JPEG" or "WEBP".
         quality: 1..100.
+        full_chroma: of JPEG, no subsampling (4:4:4).
 
     Raises:
         ValueError: the image is larger than the format, or Pillow's reader of it, allows.
@@ -157,6 +158,9 @@ def recompress(image: Tensor, codec: str, quality: int) -> Tensor:
             f"{codec} holds at most {longest} pixels a side, found {width} x {height}; "
             "shrink the image first"
         )
+    if full_chroma:
+        assert codec == "JPEG"
+        options = {**options, "subsampling": "4:4:4"}
     file = io.BytesIO()
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     Image.fromarray(pixels).save(file, format=codec, quality=quality, **options)

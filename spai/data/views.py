@@ -19,7 +19,8 @@ from spai.data.augment import ViewSettings, make_pretraining_view, seeded_rng, s
 from spai.data.images import MAX_PIXELS, ImageError, Source, open_image
 from spai.data.records import ImageRecord
 
-# An epoch, and the position of an image in the records.
+# An epoch, and the position of an image in the records; positions past the end start again at the
+# first image, whose views are then others.
 Key = tuple[int, int]
 # Damaged images in a row that are replaced by the next before training gives up.
 MAX_REPLACEMENTS = 20
@@ -114,7 +115,7 @@ class Triplets(Dataset[Sample]):
         label = self._views._images.label(index)
         rng = np.random.default_rng((self._views.seed, epoch, index))
         members, others = self._members[label], self._others[label]
-        place = int(np.searchsorted(members, index))
+        place = int(np.searchsorted(members, index % len(self)))
         positive = members[(place + rng.integers(1, len(members))) % len(members)]
         negative = others[rng.integers(len(others))]
         drawn = [self._views.draw((epoch, int(i))) for i in (index, positive, negative)]
@@ -178,13 +179,13 @@ class _Decoder:
         self._peers = {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
 
     def label(self, index: int) -> int:
-        label = self.records[index].label
+        label = self.records[index % len(self.records)].label
         return -1 if label is None else label
 
     def decode(self, index: int) -> tuple[Tensor, tuple[str, ...]]:
         """Return uint8 [3, H, W], and why it is not the image of that position, if so."""
         peers = self._peers[self.label(index)]
-        place = int(np.searchsorted(peers, index))
+        place = int(np.searchsorted(peers, index % len(self.records)))
         reasons: list[str] = []
         for step in range(min(len(peers), MAX_REPLACEMENTS)):
             record = self.records[peers[(place + step) % len(peers)]]

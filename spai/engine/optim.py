@@ -35,31 +35,57 @@ class OptimizerSettings:
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, exempt: Collection[str] = ()
+    model: nn.Module,
+    weight_decay: float,
+    exempt: Collection[str] = (),
+    *,
+    scaled: nn.Module | None = None,
+    scale: float = 1.0,
 ) -> list[dict[str, object]]:
     """Return the parameters with weight decay and those without, as two optimiser groups.
 
+    With a `scale` other than 1 the parameters of the module `scaled` make two groups of their own,
+    whose learning rate is multiplied by `lr_scale`.
+
     Frozen parameters are in them too: without a gradient no optimiser touches them.
     """
-    decayed: list[Tensor] = []
-    others: list[Tensor] = []
+    own = set() if scaled is None or scale == 1 else set(map(id, scaled.parameters()))
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         last = name.rpartition(".")[2]
         matrix = parameter.ndim > 1 and last != "bias" and last not in exempt
-        (decayed if matrix else others).append(parameter)
+        groups.setdefault((id(parameter) in own, matrix), []).append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {
+            "params": groups[in_scaled, matrix],
+            "weight_decay": weight_decay if matrix else 0.0,
+            "lr_scale": scale if in_scaled else 1.0,
+        }
+        for in_scaled, matrix in sorted(groups, key=lambda key: (key[0], not key[1]))
     ]
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
+def build_optimizer(
+    model: nn.Module,
+    settings: OptimizerSettings,
+    *,
+    scaled: nn.Module | None = None,
+    scale: float = 1.0,
+) -> Optimizer:
     """Build the optimiser of a model that is on its device; `fit` sets its learning rate.
+
+    Args:
+        model: what is trained.
+        settings: of the optimiser.
+        scaled: a part of the model with a learning rate of its own.
+        scale: that rate as a multiple of the others'.
 
     Raises:
         ValueError: unknown name.
     """
-    groups = parameter_groups(model, settings.weight_decay, settings.exempt)
+    groups = parameter_groups(
+        model, settings.weight_decay, settings.exempt, scaled=scaled, scale=scale
+    )
     if settings.name == "adamw":
         fused = next(model.parameters()).device.type in ("cpu", "cuda")
         return AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=fused)

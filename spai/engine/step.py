@@ -121,7 +121,7 @@ class Stepper:
                 "TRAIN.CLIP_GRAD 1.0 or --precision fp32"
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self._scaler.unscale_(self.optimizer)
         norm = gradient_norm(self._task.model, self._clip_norm)
         self._scaler.step(self.optimizer)

@@ -75,6 +75,17 @@ class ContextProcessor(nn.Module):
             width, width, dropout=dropout, input_norm=False, last_activation=True
         )
 
+    @torch.no_grad()
+    def standardize(self, mean: Tensor, std: Tensor) -> None:
+        """Change the first layer so that it sees (statistics - mean) / std; both [2 D].
+
+        What it computes of standardised statistics stays what it computed of raw ones before.
+        """
+        first = self.proj1.projector[1]
+        assert isinstance(first, nn.Linear)
+        first.weight.div_(std)
+        first.bias.sub_(first.weight @ mean)
+
     def forward(self, statistics: Tensor) -> Tensor:
         """Combine token statistics [P, N, 2 D] into [P, D]."""
         blocks = self.proj1(statistics)  # [P, N, D]

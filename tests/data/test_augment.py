@@ -20,10 +20,19 @@ from spai.data.augment import (
     seeded_views,
 )
 
-STEP_RATES = [name for name in asdict(ViewSettings()) if name.endswith("_prob")] + ["color_jitter"]
+STEP_RATES = [
+    name for name in asdict(ViewSettings()) if name.endswith("_prob") and "chroma" not in name
+] + ["color_jitter"]
 QUIET = ViewSettings(
-    min_crop_area=1.0, max_crop_area=1.0, size=16, **dict.fromkeys(STEP_RATES, 0.0)
+    min_crop_area=1.0,
+    max_crop_area=1.0,
+    size=16,
+    **dict.fromkeys(STEP_RATES, 0.0),
 )
+
+
+# Values at which each step shows on an image as small as a view.
+VISIBLE = {"gaussian_blur_sigma": (0.5, 0.5), "rescale_range": (2.0, 2.0)}
 
 
 def quiet(**changes: Any) -> ViewSettings:
@@ -74,9 +83,9 @@ def record(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
     calls: list[tuple[Any, ...]] = []
     original = getattr(augment, name)
 
-    def recorder(image: Tensor, *args: Any) -> Tensor:
-        calls.append(args)
-        return original(image, *args)
+    def recorder(image: Tensor, *args: Any, **options: Any) -> Tensor:
+        calls.append((*args, *options.values()))
+        return original(image, *args, **options)
 
     monkeypatch.setattr(augment, name, recorder)
     return calls
@@ -86,7 +95,7 @@ def record(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("name", STEP_RATES)
 def test_each_step_happens_at_its_rate(name: str, rate: float) -> None:
     image = noise_image(16, 16)
-    chosen = quiet(**{name: rate}, gaussian_blur_sigma=(0.5, 0.5))
+    chosen = quiet(**{name: rate}, **VISIBLE)
     views = draw(image, chosen, 1000)
     assert_rate(int((views != image).flatten(1).any(dim=1).sum()), 1000, rate)
 
@@ -94,7 +103,7 @@ def test_each_step_happens_at_its_rate(name: str, rate: float) -> None:
 @pytest.mark.parametrize("name", STEP_RATES)
 def test_rate_one_is_always_and_rate_zero_never(name: str) -> None:
     image = noise_image(16, 16)
-    always = quiet(**{name: 1.0}, gaussian_blur_sigma=(0.5, 0.5))
+    always = quiet(**{name: 1.0}, **VISIBLE)
     assert (draw(image, always, 50) != image).flatten(1).any(dim=1).all()
     assert (draw(image, QUIET, 50) == image).all()
 
@@ -168,6 +177,25 @@ def gradients(views: Tensor) -> np.ndarray:
     along_x = (inner[:, :, -1] - inner[:, :, 0]).mean(dim=1) / span
     along_y = (inner[:, -1] - inner[:, 0]).mean(dim=1) / span
     return torch.stack([along_x, along_y], dim=1).numpy()
+
+
+def test_rescaling_factors_are_uniform_and_the_window_is_what_the_view_shows() -> None:
+    chosen = quiet(rescale_prob=1.0, rescale_range=(0.25, 2.0))
+    views = draw(ramp_image(256, 1), chosen, 400).float()
+    # A view of 16 pixels shows 16 / factor pixels of the ramp: its slope is 1 / factor.
+    slopes = (views[:, 0, 8, 12] - views[:, 0, 8, 3]) / 9
+    assert_uniform((1 / slopes).numpy(), 0.25, 2.0, slack=0.3)
+
+
+def test_rescaling_is_antialiased() -> None:
+    shrunk = draw(noise_image(256, 256), quiet(rescale_prob=1.0, rescale_range=(0.25, 0.25)), 20)
+    assert shrunk.float().std() < 0.6 * noise_image(256, 256).float().std()
+
+
+def test_an_image_smaller_than_the_window_is_shown_whole() -> None:
+    view = draw(ramp_image(20, 4), quiet(rescale_prob=1.0, rescale_range=(0.1, 0.1)), 1)[0]
+    assert view.shape == (3, 16, 16)
+    assert view[0, 0, 0] < 4 and view[0, 0, -1] > 72  # from the first to the last column
 
 
 @pytest.mark.parametrize("limit", [90, 30])
@@ -265,8 +293,8 @@ def test_sharpening_strengths_have_the_stated_ranges(monkeypatch: pytest.MonkeyP
 def test_qualities_are_uniform_with_both_ends(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = record(monkeypatch, "recompress")
     draw(noise_image(16, 16), quiet(**{f"{codec}_compression_prob": 1.0}), 1500)
-    assert {name for name, _ in calls} == {codec.upper()}
-    qualities = Counter(quality for _, quality in calls)
+    assert {name for name, *_ in calls} == {codec.upper()}
+    qualities = Counter(quality for _, quality, *_ in calls)
     assert set(qualities) == set(range(50, 101))
     assert max(qualities.values()) < 1500 / 51 * 2
 
@@ -279,6 +307,28 @@ def pretraining_views(image: Tensor, count: int, interpolation: str, size: int =
                 make_pretraining_view(image, size=size, min_area=0.2, interpolation=interpolation)
             )
     return torch.stack(views)
+
+
+def test_colour_is_subsampled_in_all_but_the_stated_share_of_jpegs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = record(monkeypatch, "recompress")
+    draw(noise_image(16, 16), quiet(jpeg_compression_prob=1.0, jpeg_full_chroma_prob=0.3), 1000)
+    assert_rate(sum(full for _, _, full in calls), 1000, 0.3)
+
+
+def test_plain_pretraining_crops_are_not_resized() -> None:
+    image = noise_image(40, 50)
+    with seeded_rng(0):
+        view = make_pretraining_view(image, size=16, min_area=1.0, interpolation="bicubic")
+    windows = image.unfold(1, 16, 1).unfold(2, 16, 1)  # [3, 25, 35, 16, 16]
+    found = [
+        (windows == shown[:, None, None]).flatten(3).all(dim=3).all(dim=0).any()
+        for shown in (view, view.flip(2))
+    ]
+    assert any(found)
+    small = make_pretraining_view(image[:, :9], size=16, min_area=1.0, interpolation="bicubic")
+    assert small.shape == (3, 16, 16)
 
 
 def test_pretraining_crops_have_the_stated_ranges_and_half_are_flipped() -> None:

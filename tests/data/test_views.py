@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from spai.data.augment import ViewSettings
-from spai.data.batches import EpochBatches, ViewLoader
+from spai.data.batches import EpochBatches, ViewLoader, balanced_shares
 from spai.data.images import FileSource
 from spai.data.records import ImageRecord
 from spai.data.training_records import check_classes, drop_missing, read_labelled
@@ -204,3 +204,35 @@ def test_images_of_one_class_are_refused(records):
     check_classes(records, "list.csv")
     with pytest.raises(ValueError, match=r"list\.csv: all 6 images are of class 1"):
         check_classes(records[1::2], "list.csv")
+
+
+# -- balanced drawing ------------------------------------------------------------------------------
+
+
+def test_shares_balance_classes_and_temper_sources():
+    groups = [(0, "a")] * 90 + [(0, "b")] * 10 + [(1, "c")] * 25
+    shares = balanced_shares(groups)
+    assert shares.sum() == pytest.approx(1)
+    assert shares[:100].sum() == pytest.approx(0.5)
+    assert shares[:90].sum() / shares[90:100].sum() == pytest.approx(3)  # sqrt(90 / 10)
+
+
+def test_images_are_drawn_as_often_as_their_shares_say():
+    shares = balanced_shares([(0, "a")] * 9 + [(1, "b")])
+    order = EpochBatches(10, 10, seed=0, shares=shares)
+    drawn = []
+    for order.epoch in range(200):
+        drawn += [index % 10 for _, index in next(iter(order))]
+    assert drawn.count(9) / len(drawn) == pytest.approx(0.5, abs=0.05)
+
+
+def test_an_image_drawn_again_in_an_epoch_gives_other_views(records):
+    shares = balanced_shares([(0, "a")] + [(1, "b")] * 11)
+    order = EpochBatches(12, 12, seed=0, shares=shares)
+    keys = next(iter(order))
+    again = [index for _, index in keys if index % 12 == 0]
+    assert len(again) > 2 and len(set(keys)) == 12
+    views = labelled(records)
+    first, second = (views[0, index] for index in again[:2])
+    assert first.target == second.target == 0
+    assert not torch.equal(first.images, second.images)

@@ -128,6 +128,22 @@ def test_matrices_decay_and_other_parameters_do_not():
     assert all(parameter.ndim > 1 for parameter in decayed["params"])
 
 
+def test_the_backbone_has_its_own_rate_when_asked():
+    model = reference_model()
+    groups = parameter_groups(model, 0.05, scaled=model.backbone, scale=0.1)
+    backbone = set(map(id, model.backbone.parameters()))
+    for group in groups:
+        inside = {id(parameter) in backbone for parameter in group["params"]}
+        assert inside == {group["lr_scale"] == 0.1}
+    assert [(g["lr_scale"], g["weight_decay"]) for g in groups] == [
+        (1.0, 0.05),
+        (1.0, 0.0),
+        (0.1, 0.05),
+        (0.1, 0.0),
+    ]
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
 def test_exempt_parameters_do_not_decay():
     vit = reference_model().backbone
     _, others = parameter_groups(vit, 0.05, exempt=("pos_embed", "cls_token"))
