@@ -15,6 +15,7 @@ COMMANDS = {
     "pretrain": "Learn the backbone from real images, without labels.",
     "train": "Train the spectral heads on labelled images.",
     "test": "Measure a model on labelled CSVs.",
+    "calibrate": "Find thresholds for verdicts on known images.",
     "report": "Compute metrics and tables from score CSVs.",
     "weights": "List, download and verify model files.",
 }
