@@ -17,6 +17,7 @@ COMMANDS = {
     "test": "Measure a model on labelled CSVs.",
     "calibrate": "Find thresholds for verdicts on known images.",
     "report": "Compute metrics and tables from score CSVs.",
+    "tsne": "Draw images and patches by their vectors.",
     "weights": "List, download and verify model files.",
 }
 
