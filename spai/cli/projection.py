@@ -59,6 +59,7 @@ def run_tsne(
     sources = [source_of(table, choices.store(file.config)) for table in tables]
     for table, source in zip(tables, sources, strict=True):
         check_images(table, source)
+    loading = choices.loading_options(file.config, chosen)
     detector = file.build(
         device=chosen,
         precision=chosen_precision,
@@ -67,15 +68,14 @@ def run_tsne(
         keep_features=True,
     )
     samples = FeatureSamples(seed=seed)
-    loading = choices.loading_options(file.config, chosen)
     for number, (table, source) in enumerate(zip(tables, sources, strict=True)):
         found = predict(detector, table.records, source, loading)
         shown = show_progress(found, name=table.name, done=0, total=len(table.records))
         _collect(samples, number, table, shown)
     kinds = _large_enough(samples.kinds())
-    used = {kind.name: fit_perplexity(len(kind.places), perplexity) for kind in kinds}
-    for kind in kinds:
-        _draw(output, kind, tables, perplexity=perplexity, used=used[kind.name], seed=seed)
+    used = {
+        kind.name: _draw(output, kind, tables, perplexity=perplexity, seed=seed) for kind in kinds
+    }
     settings = score_settings(file, chosen_precision, choices) | {"max_patches": max_patches}
     facts = {"command": command_line(), "model": detector.facts, "settings": settings}
     tsne = {"seed": seed, "perplexity": used}
@@ -117,11 +117,11 @@ def _draw(
     tables: Sequence[InputTable],
     *,
     perplexity: float,
-    used: float,
     seed: int,
-) -> None:
-    """Lay out one kind of vectors and write its picture and CSV."""
+) -> float:
+    """Lay out one kind of vectors, write its picture and CSV; return the perplexity used."""
     count = len(kind.places)
+    used = fit_perplexity(count, perplexity)
     logger.info("%s: t-SNE of %d points", kind.title, count)
     if used < perplexity:
         logger.info(
@@ -143,3 +143,4 @@ def _draw(
         }
     columns |= {"x": coordinates[:, 0].tolist(), "y": coordinates[:, 1].tolist()}
     write_points(output, f"tsne_{kind.name}", kind.title, pd.DataFrame(columns))
+    return used
