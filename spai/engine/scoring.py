@@ -126,7 +126,9 @@ class ScoringRun:
             if calibration is not None:
                 everything, columns, verdicts = add_verdicts(everything, columns, calibration)
                 facts = {**facts, **verdicts}
-                logger.info("%s: verdicts: %s", self.files.final, verdicts["verdicts"])
+                counts = verdicts["verdicts"].items()
+                shown = ", ".join(f"{count} {verdict}" for verdict, count in counts)
+                logger.info("%s: verdicts: %s", self.files.final, shown)
             write_scores(self.files.final, self.table.frame, everything, columns, self.files.kind)
             write_run(self.files.run, self._summary(rows, patches, facts))
             # First what makes a later run look at the partial files.

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binomtest
 from sklearn.metrics import log_loss
@@ -87,6 +87,7 @@ def test_clopper_pearson_is_that_of_scipy(successes, trials):
     np.testing.assert_allclose(clopper_pearson(successes, trials), plain, rtol=1e-9, atol=1e-12)
 
 
+@settings(deadline=None)
 @given(st.lists(SHARE, min_size=1, max_size=60), st.floats(0.001, 0.5))
 def test_the_target_is_kept_and_no_lower_score_of_a_real_image_would_do(scores, target):
     real = np.array(scores)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spai.engine.calibration import Calibration, Logistic, Threshold, calibrate
@@ -38,6 +38,7 @@ def saved(tmp_path):
     return path
 
 
+@settings(deadline=None)
 @given(threshold=SHARE, median=SHARE, ends=st.tuples(SHARE, SHARE), fit=st.tuples(FINITE, FINITE))
 def test_numbers_come_back_bit_for_bit(tmp_path_factory, threshold, median, ends, fit):
     path = tmp_path_factory.mktemp("round") / "trip.json"
