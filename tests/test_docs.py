@@ -1,5 +1,6 @@
 """What README.md and docs/ say exists: commands, options, files, the Python example."""
 
+import doctest
 import re
 import shlex
 from pathlib import Path
@@ -58,13 +59,30 @@ def test_every_linked_file_exists(page):
         assert (page.parent / target).exists(), f"{page.name} links {target}"
 
 
-def test_the_python_example_runs(tiny_model, tmp_path, monkeypatch):
-    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+@pytest.fixture
+def folder(tiny_model, tmp_path, monkeypatch):
+    """Work in a folder with a photo.jpg and a very small model as weights/spai.pth."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "spai.pth").write_bytes(tiny_model.read_bytes())
+    Image.fromarray(reference_image(230, 240, 1)).save("photo.jpg")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_computes_is_right(page, folder):
+    text = re.sub(r"^```.*$", "", page.read_text(encoding="utf-8"), flags=re.M)
+    examples = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0)
+    assert doctest.DocTestRunner().run(examples).failed == 0
+
+
+def test_interpreting_computes_something():
+    page = (ROOT / "docs" / "interpreting.md").read_text(encoding="utf-8")
+    assert page.count(">>>") >= 10
+
+
+def test_the_python_example_runs(folder):
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
     array = reference_image(230, 240, 1)
-    Image.fromarray(array).save("photo.jpg")
     names = {
         "pillow_image": Image.fromarray(array),
         "uint8_array": array,

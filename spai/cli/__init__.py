@@ -15,7 +15,9 @@ COMMANDS = {
     "pretrain": "Learn the backbone from real images, without labels.",
     "train": "Train the spectral heads on labelled images.",
     "test": "Measure a model on labelled CSVs.",
+    "calibrate": "Find thresholds for verdicts on known images.",
     "report": "Compute metrics and tables from score CSVs.",
+    "tsne": "Draw images and patches by their vectors.",
     "weights": "List, download and verify model files.",
 }
 

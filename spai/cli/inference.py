@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from spai.data.loaders import LoadingOptions
 from spai.data.records import InputTable, as_text, check_distinct_outputs, read_input
 from spai.data.scores import ScoreColumns, ScoreRow, needs_parquet
 from spai.detectors import Detector, check_backend, open_detector, resolve_device, resolve_precision
+from spai.engine.calibration_file import CalibrationFile, ScoreOrigin, read_calibration
 from spai.engine.distributed import Ranks, local_rank, ranks_of_run
 from spai.engine.metrics import compute_metrics, log_odds
 from spai.engine.run_files import OutputFiles, check_output_folder
 from spai.engine.scoring import ScoringRun
+from spai.engine.verdicts import verdict_columns
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,7 @@ def run_infer(
     recursive: bool,
     resume: bool,
     kind: str,
+    calibration: Path | None,
     strict: bool,
     **image_choices: Any,
 ) -> None:
@@ -61,7 +65,9 @@ def run_infer(
         for path in inputs
     ]
     check_distinct_outputs(tables)
-    _check_columns(tables, columns, resume)
+    thresholds = None if calibration is None else read_calibration(calibration)
+    verdicts = () if thresholds is None else verdict_columns(columns)
+    _check_columns(tables, replace(columns, extras=(*columns.extras, *verdicts)), resume)
     check_output_folder(output)
     if choices.lmdb is not None:
         LmdbSource(choices.lmdb, tables[0].root)
@@ -78,6 +84,8 @@ def run_infer(
         "tag": tag,
         "format": kind,
     }
+    if thresholds is not None:
+        thresholds.check_use(ScoreOrigin.of_run(path.name, settings))
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(ranks_of_run())
         runs = []
@@ -99,12 +107,18 @@ def run_infer(
             max_patches=max_patches,
         )
         del file  # its tensors, which the model may hold in another precision
-        failed = sum(_score(run, detector, loading, ranks) for run in runs)
+        failed = sum(_score(run, detector, loading, ranks, thresholds) for run in runs)
     if strict and failed:
         raise Failure(f"{failed} images could not be scored (--strict)")
 
 
-def _score(run: ScoringRun, detector: Detector, loading: LoadingOptions, ranks: Ranks) -> int:
+def _score(
+    run: ScoringRun,
+    detector: Detector,
+    loading: LoadingOptions,
+    ranks: Ranks,
+    calibration: CalibrationFile | None,
+) -> int:
     """Score one input and say what came of it; return the number of images without a score."""
     table = run.table
     try:
@@ -116,7 +130,8 @@ def _score(run: ScoringRun, detector: Detector, loading: LoadingOptions, ranks: 
             shown=ranks.is_main,
         ):
             pass
-        rows = run.finish({"model": detector.facts, "command": command_line()})
+        facts = {"model": detector.facts, "command": command_line()}
+        rows = run.finish(facts, calibration)
     except (KeyboardInterrupt, OSError, RuntimeError, MemoryError) as error:
         reason = f"stopped: {str(error) or type(error).__name__}"
         if isinstance(error, KeyboardInterrupt):

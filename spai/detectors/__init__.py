@@ -33,17 +33,32 @@ class Scores:
     attention: tuple[Tensor | None, ...]
 
 
+class ImageFeatures(NamedTuple):
+    """The vectors behind the score of one image, on the CPU.
+
+    pooled: [V] float32, the image's vector; None where a detector pools no patches.
+    patches: [P, V] float32, that of each distinct patch, in the order of the layout's corners.
+    similarities: how many of the V are SRS; they come first, the others are SCV.
+    """
+
+    pooled: Tensor | None
+    patches: Tensor
+    similarities: int
+
+
 class ImageScore(NamedTuple):
     """What a detector says of one image.
 
     logit: log-odds of being generated.
     attention: [heads, K], or None.
     layout: where its patches lie.
+    features: None unless the detector was built to keep them.
     """
 
     logit: float
     attention: Tensor | None
     layout: PatchLayout
+    features: ImageFeatures | None = None
 
 
 class Detector(Protocol):
@@ -97,6 +112,7 @@ class DetectorFile(Protocol):
         precision: str,
         compile_model: bool = False,
         max_patches: int | None = None,
+        keep_features: bool = False,
     ) -> Detector:
         """Make the detector."""
         ...

@@ -21,7 +21,7 @@ from spai.checkpoint import (
 )
 from spai.config import adopt_config, as_plain, config_differences, load_config
 from spai.data.images import to_pixels
-from spai.detectors import PRECISIONS, ImageScore, Scores
+from spai.detectors import PRECISIONS, ImageFeatures, ImageScore, Scores
 from spai.models.backbone import use_fused_attention
 from spai.models.features import PatchSummary
 from spai.models.patches import CentreCutter, Cutter, PatchCutter, PatchLayout, PatchPiece
@@ -71,6 +71,7 @@ class SpaiFile:
         precision: str,
         compile_model: bool = False,
         max_patches: int | None = None,
+        keep_features: bool = False,
     ) -> "SpaiDetector":
         """Build the model and put it on its device.
 
@@ -79,6 +80,7 @@ class SpaiFile:
             precision: "fp32", "bf16" or "fp16", of the patch encoder.
             compile_model: run the patch encoder through torch.compile.
             max_patches: score at most this many patches of an image, evenly spread.
+            keep_features: give the vectors of images and patches with their scores.
 
         Raises:
             ValueError: the tensors do not fit the configuration.
@@ -102,7 +104,13 @@ class SpaiFile:
         cutter = build_cutter(self.config, max_patches)
         chunk = chunk_size(self.config, device)
         return SpaiDetector(
-            model, cutter, facts, device=device, chunk=chunk, compile_model=compile_model
+            model,
+            cutter,
+            facts,
+            device=device,
+            chunk=chunk,
+            compile_model=compile_model,
+            keep_features=keep_features,
         )
 
     def _fitting_config(self) -> str:
@@ -145,6 +153,7 @@ class SpaiDetector:
         device: torch.device,
         chunk: int = CHUNK["cpu"],
         compile_model: bool = False,
+        keep_features: bool = False,
     ) -> None:
         """Take over a model: it is moved to the device and set to evaluation.
 
@@ -155,10 +164,12 @@ class SpaiDetector:
             device: where it runs.
             chunk: patches encoded at once.
             compile_model: run the patch encoder through torch.compile.
+            keep_features: give the vectors of images and patches with their scores.
         """
         self.facts = facts
         self.cutter = cutter
         self.chunk = chunk
+        self._keep_features = keep_features
         self._device = device
         self._dtype = PRECISIONS[facts["precision"]]
         self._model = model.eval().requires_grad_(False).to(device)
@@ -264,11 +275,18 @@ class SpaiDetector:
     def _pool(self, image: _Pending) -> ImageScore:
         """Score one image by its patch vectors, in float32."""
         members = torch.tensor(image.layout.members, device=self._device)
-        output = self._model.pool(torch.cat(image.vectors)[members][None])
+        vectors = torch.cat(image.vectors)
+        output = self._model.pool(vectors[members][None])
         attention = output.attention[0]
-        return ImageScore(
-            output.logits.item(), None if attention is None else attention.cpu(), image.layout
-        )
+        features = None
+        if self._keep_features:
+            encoder = self._model.encoder
+            similarities = 6 * len(encoder.layers) * encoder.features_processor.similarities
+            # Without attention (fixed resolution) there is no vector of the image as such.
+            pooled = None if attention is None else output.features[0].cpu()
+            features = ImageFeatures(pooled, vectors.float().cpu(), similarities)
+        attention = None if attention is None else attention.cpu()
+        return ImageScore(output.logits.item(), attention, image.layout, features)
 
 
 def chunk_size(config: CfgNode, device: torch.device) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from spai.data.images import FileStamp, Source
 from spai.data.loaders import LoadedPiece, LoadingOptions, load_pieces
 from spai.data.records import ImageRecord
-from spai.detectors import Detector, ImageScore
+from spai.detectors import Detector, ImageFeatures, ImageScore
 from spai.models.patches import PatchLayout, PatchPiece
 
 # Keys of a stream number the versions of all images.
@@ -28,6 +28,7 @@ class Prediction:
         error: why the image has no score; None when it has one.
         attention: [heads, K] of the first preparation, None where there is none.
         layout: where its patches lie, None with an error.
+        features: of the first preparation; None unless the detector keeps them.
     """
 
     record: ImageRecord
@@ -36,6 +37,7 @@ class Prediction:
     error: str | None = None
     attention: Tensor | None = None
     layout: PatchLayout | None = None
+    features: ImageFeatures | None = None
 
     @property
     def patches(self) -> int:
@@ -93,7 +95,7 @@ def _success(record: ImageRecord, stamp: FileStamp, scores: list[ImageScore]) ->
     if not all(map(math.isfinite, logits)):
         return Prediction(record, stamp, error=f"the model gives no finite logit ({logits[0]})")
     first = scores[0]
-    return Prediction(record, stamp, logits, None, first.attention, first.layout)
+    return Prediction(record, stamp, logits, None, first.attention, first.layout, first.features)
 
 
 def _failure(records: Sequence[ImageRecord], loaded: LoadedPiece) -> Prediction:

@@ -30,10 +30,12 @@ from spai.data.scores import (
     write_scores,
 )
 from spai.detectors import Detector
+from spai.engine.calibration_file import CalibrationFile
 from spai.engine.distributed import Ranks
 from spai.engine.metrics import sigmoid
 from spai.engine.predict import Prediction, predict
 from spai.engine.run_files import OutputFiles, read_run, versions, write_run
+from spai.engine.verdicts import add_verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -100,11 +102,14 @@ class ScoringRun:
             self._patches += prediction.patches
             yield prediction
 
-    def finish(self, facts: Mapping[str, Any]) -> dict[int, ScoreRow]:
+    def finish(
+        self, facts: Mapping[str, Any], calibration: CalibrationFile | None = None
+    ) -> dict[int, ScoreRow]:
         """Merge the rows of all ranks into the final file.
 
         Args:
             facts: what `.run.json` says besides settings, counts and versions.
+            calibration: adds verdicts to the final file.
 
         Returns:
             The row of each scored record; on rank 0 only.
@@ -117,10 +122,14 @@ class ScoringRun:
                 row: ScoreRow(row, "", None, (None,) * len(self.columns.extras), reason)
                 for row, reason in self.table.skipped.items()
             }
-            everything = {**rows, **skipped}
-            write_scores(
-                self.files.final, self.table.frame, everything, self.columns, self.files.kind
-            )
+            everything, columns = {**rows, **skipped}, self.columns
+            if calibration is not None:
+                everything, columns, verdicts = add_verdicts(everything, columns, calibration)
+                facts = {**facts, **verdicts}
+                counts = verdicts["verdicts"].items()
+                shown = ", ".join(f"{count} {verdict}" for verdict, count in counts)
+                logger.info("%s: verdicts: %s", self.files.final, shown)
+            write_scores(self.files.final, self.table.frame, everything, columns, self.files.kind)
             write_run(self.files.run, self._summary(rows, patches, facts))
             # First what makes a later run look at the partial files.
             for path in (self.files.running, *self.files.partials()):
