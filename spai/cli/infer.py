@@ -79,6 +79,11 @@ from spai.cli import options
     is_flag=True,
     help="Also score each image after JPEG 80 and after resizing to 0.75.",
 )
+@click.option(
+    "--attention-maps",
+    is_flag=True,
+    help="Draw which parts of each image counted, into <output>/<name>_maps.",
+)
 @click.option("--strict", is_flag=True, help="Exit with 1 if an image could not be scored.")
 def command(**chosen: Any) -> None:
     """Score images: the probability, from 0 to 1, that each was generated.

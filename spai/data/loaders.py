@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from spai.data.images import (
@@ -38,6 +39,7 @@ class LoadedPiece(NamedTuple):
     piece: what the cutting function yielded; None with an error.
     stamp: of the file that was read.
     error: why the image gives nothing more; None otherwise.
+    preview: with the first piece of an image whose preview is wanted, uint8 [3, h, w].
     """
 
     position: int
@@ -45,6 +47,7 @@ class LoadedPiece(NamedTuple):
     piece: Any
     stamp: FileStamp
     error: str | None
+    preview: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class LoadingOptions:
         max_pixels: larger images are an error.
         preparations: the versions of each image that are wanted, in order.
         pin_memory: keep pieces where a GPU copies them fastest.
+        preview: longest side of the previews of the first preparations, pixels; None for none.
     """
 
     workers: int = 0
@@ -86,6 +90,7 @@ class LoadingOptions:
     max_pixels: int = MAX_PIXELS
     preparations: tuple[Preparation, ...] = (Preparation(),)
     pin_memory: bool = False
+    preview: int | None = None
 
 
 def load_pieces(
@@ -158,8 +163,11 @@ class _Pieces(IterableDataset[LoadedPiece]):
                 for variant, prepare in enumerate(self.options.preparations):
                     with decoding_errors():
                         prepared = prepare(image, record.row)
+                    wanted = self.options.preview if variant == 0 else None
+                    preview = None if wanted is None else prepared.preview(wanted)
                     for piece in self.cut(prepared):
-                        yield LoadedPiece(position, variant, piece, stamp, None)
+                        yield LoadedPiece(position, variant, piece, stamp, None, preview)
+                        preview = None
         except ImageError as error:
             yield LoadedPiece(position, variant, None, stamp, str(error))
 

@@ -28,6 +28,9 @@ class Prediction:
         error: why the image has no score; None when it has one.
         attention: [heads, K] of the first preparation, None where there is none.
         layout: where its patches lie, None with an error.
+        preview: the image as the model saw it first, reduced, uint8 [3, h, w]; None when it was
+            not asked for.
+        drawing: where a picture of the attention lies, None where there is none.
     """
 
     record: ImageRecord
@@ -36,6 +39,8 @@ class Prediction:
     error: str | None = None
     attention: Tensor | None = None
     layout: PatchLayout | None = None
+    preview: Tensor | None = None
+    drawing: str | None = None
 
     @property
     def patches(self) -> int:
@@ -61,16 +66,16 @@ def predict(
     """
     versions = len(options.preparations)
     failed: deque[Prediction] = deque()
-    stamps: dict[int, FileStamp] = {}
+    first_pieces: dict[int, LoadedPiece] = {}
     scored: dict[int, dict[int, ImageScore]] = {}
 
     def pieces() -> Iterator[tuple[Key, PatchPiece | None]]:
         for loaded in load_pieces(records, source, detector.cutter, options):
             if loaded.error is None:
-                stamps[loaded.position] = loaded.stamp
+                first_pieces.setdefault(loaded.position, loaded._replace(piece=None))
                 yield loaded.position * versions + loaded.variant, loaded.piece
                 continue
-            stamps.pop(loaded.position, None)
+            first_pieces.pop(loaded.position, None)
             scored.pop(loaded.position, None)
             failed.append(_failure(records, loaded))
             yield from ((loaded.position * versions + variant, None) for variant in range(versions))
@@ -85,15 +90,19 @@ def predict(
         if len(scored[position]) == versions:
             scores = [scored[position][i] for i in range(versions)]
             del scored[position]
-            yield _success(records[position], stamps.pop(position), scores)
+            yield _success(records[position], first_pieces.pop(position), scores)
 
 
-def _success(record: ImageRecord, stamp: FileStamp, scores: list[ImageScore]) -> Prediction:
+def _success(record: ImageRecord, loaded: LoadedPiece, scores: list[ImageScore]) -> Prediction:
     logits = tuple(score.logit for score in scores)
     if not all(map(math.isfinite, logits)):
-        return Prediction(record, stamp, error=f"the model gives no finite logit ({logits[0]})")
+        return Prediction(
+            record, loaded.stamp, error=f"the model gives no finite logit ({logits[0]})"
+        )
     first = scores[0]
-    return Prediction(record, stamp, logits, None, first.attention, first.layout)
+    return Prediction(
+        record, loaded.stamp, logits, None, first.attention, first.layout, loaded.preview
+    )
 
 
 def _failure(records: Sequence[ImageRecord], loaded: LoadedPiece) -> Prediction:

@@ -10,7 +10,8 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class ScoringRun:
         *,
         resume: bool,
         ranks: Ranks,
+        draw: Callable[[Prediction], str] | None = None,
     ) -> None:
         """Lay claim to the output and find what is left to score.
 
@@ -62,6 +64,7 @@ class ScoringRun:
             settings: what determines the scores: model, configuration, precision, input.
             resume: keep what an interrupted or finished run with the same settings has scored.
             ranks: the processes that share the work.
+            draw: draws a scored image; returns where, relative to the folder of the output.
 
         Raises:
             ValueError: another run writes the output, a run to be resumed had other settings, or
@@ -74,7 +77,7 @@ class ScoringRun:
             )
         _check_places(files, resume)
         self.table, self.source, self.files, self.columns = table, source, files, columns
-        self._settings, self._ranks = dict(settings), ranks
+        self._settings, self._ranks, self._draw = dict(settings), ranks, draw
         self._lock = filelock.FileLock(files.lock, timeout=0)
         self._started = time.time()
         self._patches = 0
@@ -96,6 +99,9 @@ class ScoringRun:
     def score(self, detector: Detector, options: LoadingOptions) -> Iterator[Prediction]:
         """Score what is left, writing each row before its prediction is yielded."""
         for prediction in predict(detector, self.todo, self.source, options):
+            # The picture first: a row never names one that is not there.
+            if self._draw is not None and prediction.error is None:
+                prediction = replace(prediction, drawing=self._draw(prediction), preview=None)
             self._partial.append(to_row(prediction, self.columns))
             self._patches += prediction.patches
             yield prediction
@@ -204,7 +210,7 @@ class ScoringRun:
             )
 
     def _still_valid(self, earlier: Sequence[ScoreRow]) -> list[ScoreRow]:
-        """Leave out errors, images that changed, and rows that the input no longer has."""
+        """Leave out errors, changed images, lost pictures, and rows that the input lacks."""
         by_name: dict[str, dict[int, ImageRecord]] = defaultdict(dict)
         for record in self.table.records:
             by_name[record.name][record.row] = record
@@ -216,8 +222,14 @@ class ScoringRun:
                 found = next(iter(records.values()))  # a folder grew: rows moved
             if found is None or row.score is None or self._stamp(found) != row.stamp:
                 continue
+            if self._draw is not None and not self._is_drawn(row):
+                continue
             kept[found.row] = ScoreRow(found.row, row.name, row.score, row.extras, "", row.stamp)
         return list(kept.values())
+
+    def _is_drawn(self, row: ScoreRow) -> bool:
+        place = row.extras[self.columns.extras.index(self.columns.mask)]
+        return isinstance(place, str) and (self.files.folder / place).is_file()
 
     def _stamp(self, record: ImageRecord) -> FileStamp | None:
         try:
@@ -277,8 +289,10 @@ def to_row(prediction: Prediction, columns: ScoreColumns) -> ScoreRow:
             record.row, record.name, None, empty, prediction.error or "", prediction.stamp
         )
     score, *others = sigmoid(np.array(prediction.logits, dtype=np.float64)).tolist()
-    extras: list[float | str] = others
-    if len(extras) < len(columns.extras):
-        layout = prediction.layout
-        extras.append(f"{len(layout.corners)}/{layout.total}")
-    return ScoreRow(record.row, record.name, score, tuple(extras), "", prediction.stamp)
+    layout = prediction.layout
+    cells = {
+        columns.patches: f"{len(layout.corners)}/{layout.total}",
+        columns.mask: prediction.drawing,
+    }
+    extras = (*others, *(cells[name] for name in columns.extras[len(others) :]))
+    return ScoreRow(record.row, record.name, score, extras, "", prediction.stamp)

@@ -24,7 +24,7 @@ from spai.engine.evaluate import (
 from spai.engine.predict import Prediction
 from spai.models.patches import PatchLayout
 
-LAYOUT = PatchLayout(((0, 0),), (0,), 1)
+LAYOUT = PatchLayout(((0, 0),), (0,), 1, (224, 224), (224, 224))
 ROWS = "image,class,split\na.png,0,test\nb.png,1,test\nc.png,x,train\n"
 
 
