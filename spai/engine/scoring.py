@@ -7,6 +7,7 @@ facts of the run, and the stamp of each scored file.
 
 import json
 import logging
+import math
 import os
 import time
 from collections import defaultdict
@@ -34,7 +35,7 @@ from spai.detectors import Detector
 from spai.engine.distributed import Ranks
 from spai.engine.metrics import sigmoid
 from spai.engine.predict import Prediction, predict
-from spai.engine.run_files import OutputFiles, read_run, versions, write_run
+from spai.engine.run_files import OutputFiles, check_places, read_run, versions, write_run
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class ScoringRun:
             raise ValueError(
                 f"{table.source}: the output would replace this input; choose another --output"
             )
-        _check_places(files, resume)
+        check_places(files, resume)
         self.table, self.source, self.files, self.columns = table, source, files, columns
         self._settings, self._ranks, self._draw = dict(settings), ranks, draw
         self._lock = filelock.FileLock(files.lock, timeout=0)
@@ -268,18 +269,6 @@ class ScoringRun:
         }
 
 
-def _check_places(files: OutputFiles, resume: bool) -> None:
-    """Refuse to write where a folder, or a file that is not ours, lies."""
-    for path in (files.final, files.run, files.running, files.partial()):
-        if path.is_dir():
-            raise ValueError(f"{path}: is a folder where a file is to be written; move it away")
-    if files.final.exists() and not files.run.exists() and not resume:
-        raise ValueError(
-            f"{files.final}: is there already and was not written by spai infer (no "
-            f"{files.run.name} beside it); move it away, or choose another --output"
-        )
-
-
 def to_row(prediction: Prediction, columns: ScoreColumns) -> ScoreRow:
     """Return what the output says of a prediction."""
     record = prediction.record
@@ -288,7 +277,10 @@ def to_row(prediction: Prediction, columns: ScoreColumns) -> ScoreRow:
         return ScoreRow(
             record.row, record.name, None, empty, prediction.error or "", prediction.stamp
         )
-    score, *others = sigmoid(np.array(prediction.logits, dtype=np.float64)).tolist()
+    score, *others = (
+        None if math.isnan(score) else score
+        for score in sigmoid(np.array(prediction.logits, dtype=np.float64)).tolist()
+    )
     layout = prediction.layout
     cells = {
         columns.patches: f"{len(layout.corners)}/{layout.total}",

@@ -146,6 +146,7 @@ def predicted(name, height, width, cutter=None):
         ImageRecord(Path("unused"), name, None, 0),
         FileStamp(),
         (0.0,),
+        ("",),
         attention=torch.full((2, len(layout.members)), 1 / len(layout.members)),
         layout=layout,
         preview=RowImage.from_tensor(pixels).preview(maps.LONGEST),
