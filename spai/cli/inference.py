@@ -191,13 +191,19 @@ def _map_folders(
     """Return what draws the maps of each input, by its name.
 
     Raises:
-        ValueError: the model has no attention, or the maps cannot be written.
+        ValueError: the model has no attention, the maps cannot be written, or would be among the
+            images of the next run.
     """
     if not file.has_attention:
         raise ValueError(
             "--attention-maps: this model has no attention over patches "
             f"(MODEL.RESOLUTION_MODE is {file.config.MODEL.RESOLUTION_MODE!r}), so there is "
             "nothing to draw; leave the option out"
+        )
+    if output.resolve() in {table.source.resolve() for table in tables}:
+        raise ValueError(
+            f"{output}: the heat maps would lie among the images of this input; choose another "
+            "--output"
         )
     folders = {table.name: MapFolder(output, table.name) for table in tables}
     for folder in folders.values():

@@ -231,6 +231,14 @@ def test_a_file_in_the_way_of_the_folder_is_refused(infer, photos, tmp_path):
     assert result.exit_code == 2 and "in the way of the heat maps" in result.output
 
 
+def test_maps_among_the_images_of_the_input_are_refused_and_below_them_left_out(infer, photos):
+    result = infer("--input", photos, output=photos)
+    assert result.exit_code == 2 and "among the images of this input" in result.output
+    for _ in range(2):
+        assert infer("--input", photos, output=photos / "out").exit_code == 0
+        assert len(read(photos / "out/photos.csv")) == 7
+
+
 def test_a_full_disk_ends_the_run_like_any_other_and_keeps_rows(
     infer, photos, tmp_path, monkeypatch
 ):
