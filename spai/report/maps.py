@@ -97,9 +97,10 @@ def mirrored_name(name: str) -> Path:
     system refuses (signs that are not printable, more than 120 bytes ...) keep what can be kept
     and end in a digest, so that different names have different paths.
     """
-    parts = [_portable(part) for part in PurePosixPath(name).parts] or [_portable(name)]
+    path = PurePosixPath(name)
+    parts = [_portable(part) for part in path.parts or (".",)]
     if len(str(PurePosixPath(*parts)).encode()) > LONGEST_PATH:
-        parts = [_portable(name)]
+        parts = [_portable(str(path))]
     return Path(*parts)
 
 

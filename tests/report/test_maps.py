@@ -216,7 +216,7 @@ def test_hostile_names_stay_in_the_folder_and_fit_any_file_system(tmp_path, name
 parts = st.text(st.sampled_from("ab./~\\ <é\n"), max_size=6)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(parts.filter(lambda name: name), min_size=2, max_size=8, unique=True))
 def test_different_names_have_different_paths(names):
     different = {PurePosixPath(name) for name in names}
