@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 
 from spai import weights
 from spai.cli.options import command_line
+from spai.cli.perturbations import parse_levels
 from spai.cli.progress import show_progress
 from spai.cli.scoring import ImageChoices, describe_metrics, score_settings, source_of
 from spai.data.loaders import LoadingOptions
@@ -36,6 +37,7 @@ from spai.engine.predict import predict
 from spai.engine.run_files import versions
 from spai.files import file_sha256
 from spai.report.checkpoints import SUMMARY_FILES, CheckpointResults, write_checkpoints
+from spai.report.perturbed import PERTURBED_FILES, PerturbedScores, write_perturbed
 from spai.report.results import RESULT_FILES, Results, write_results
 
 CHECKPOINTS = "ckpt_epoch_*.pth"
@@ -83,7 +85,8 @@ class Evaluation:
     def check(self, checkpoint: Checkpoint) -> None:
         """Raise ValueError for what cannot work, before a model is built."""
         self.loading_options(checkpoint.file.config)
-        _check_output(checkpoint.output, [table.source for table in self.tables], RESULT_FILES)
+        names = (*RESULT_FILES, *(PERTURBED_FILES if self.choices.levels else ()))
+        _check_output(checkpoint.output, [table.source for table in self.tables], names)
         for table in self.tables:
             check_images(table, source_of(table, self.choices.store(checkpoint.file.config)))
             if self.update_csv:
@@ -100,16 +103,15 @@ class Evaluation:
             return None
         facts = self._facts(checkpoint.file, detector)
         seconds = round(time.monotonic() - started, 3)
-        everything = pd.concat(scores, ignore_index=True)
         facts |= {"ranks": ranks.world, "seconds": seconds}
-        results = write_results(checkpoint.output, everything, facts)
+        results = self._write(checkpoint.output, scores, facts)
         for name, metrics in results.metrics.items():
             shown = describe_metrics(metrics)
             logger.info("%s: %s over %d images", name, shown, metrics.count)
             if metrics.errors:
                 logger.warning("%s: images without a score: %d", name, metrics.errors)
         if self.update_csv:
-            for table, rows in zip(self.tables, scores, strict=True):
+            for table, (rows, *_) in zip(self.tables, scores, strict=True):
                 _update_csv(table, checkpoint.column, rows)
         return results
 
@@ -120,8 +122,8 @@ class Evaluation:
 
     def _score(
         self, table: InputTable, checkpoint: Checkpoint, detector: Detector, ranks: Ranks
-    ) -> pd.DataFrame:
-        """Score this rank's share of a data set; return the rows of all ranks."""
+    ) -> list[pd.DataFrame]:
+        """Score this rank's share of a data set; return all ranks' rows of each preparation."""
         config = checkpoint.file.config
         source = source_of(table, self.choices.store(config))
         share = share_of(table.records, ranks)
@@ -129,6 +131,15 @@ class Evaluation:
         if ranks.is_main:
             predictions = show_progress(predictions, name=table.name, done=0, total=len(share))
         return gather_scores(table, predictions, ranks)
+
+    def _write(
+        self, output: Path, scores: Sequence[list[pd.DataFrame]], facts: dict[str, Any]
+    ) -> Results:
+        """Write the results from the rows of each data set and preparation."""
+        first, *others = (pd.concat(rows, ignore_index=True) for rows in zip(*scores, strict=True))
+        levels = zip(self.choices.levels, others, strict=True)
+        perturbed = [PerturbedScores(*level, rows) for level, rows in levels]
+        return write_results(output, first, facts, write_perturbed(output, first, perturbed))
 
     def _facts(self, file: SpaiFile, detector: Detector) -> dict[str, Any]:
         return {
@@ -140,6 +151,7 @@ class Evaluation:
             "device": str(self.device),
             "precision": self.precision,
             "settings": score_settings(file, self.precision, self.choices),
+            "perturb": [str(level) for level in self.choices.levels],
         }
 
 
@@ -162,6 +174,8 @@ def run_test(
     resize_to: int | None,
     workers: int | None,
     max_pixels: int,
+    perturb: Sequence[str],
+    seed: int | None,
 ) -> None:
     """Test one model file or a folder of them; the arguments are the options of `spai test`.
 
@@ -170,11 +184,12 @@ def run_test(
     """
     if not tag.strip():
         raise ValueError("--tag: the name of the run cannot be empty")
+    levels = parse_levels(perturb)
     tables = read_test_csvs(csvs, roots=roots, split=split)
     chosen = resolve_device(device, local_rank=local_rank())
     evaluation = Evaluation(
         tables,
-        ImageChoices(lmdb, resize_to, workers, max_pixels, batch_size),
+        ImageChoices(lmdb, resize_to, workers, max_pixels, batch_size, levels=levels, seed=seed),
         chosen,
         resolve_precision(precision, chosen),
         compile_model,

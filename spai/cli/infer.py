@@ -85,6 +85,11 @@ from spai.cli import options
     help="Thresholds of `spai calibrate` for this model: adds <tag>_verdict (real, inconclusive, "
     "generated) and, with --stability, <tag>_stable.",
 )
+@click.option(
+    "--attention-maps",
+    is_flag=True,
+    help="Draw which parts of each image counted, into <output>/<name>_maps.",
+)
 @click.option("--strict", is_flag=True, help="Exit with 1 if an image could not be scored.")
 def command(**chosen: Any) -> None:
     """Score images: the probability, from 0 to 1, that each was generated.

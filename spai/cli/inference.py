@@ -17,13 +17,21 @@ from spai.data.images import LmdbSource
 from spai.data.loaders import LoadingOptions
 from spai.data.records import InputTable, as_text, check_distinct_outputs, read_input
 from spai.data.scores import ScoreColumns, ScoreRow, needs_parquet
-from spai.detectors import Detector, check_backend, open_detector, resolve_device, resolve_precision
+from spai.detectors import (
+    Detector,
+    DetectorFile,
+    check_backend,
+    open_detector,
+    resolve_device,
+    resolve_precision,
+)
 from spai.engine.calibration_file import CalibrationFile, ScoreOrigin, read_calibration
 from spai.engine.distributed import Ranks, local_rank, ranks_of_run
 from spai.engine.metrics import compute_metrics, log_odds
 from spai.engine.run_files import OutputFiles, check_output_folder
 from spai.engine.scoring import ScoringRun
 from spai.engine.verdicts import verdict_columns
+from spai.report.maps import LONGEST, MapFolder
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +55,7 @@ def run_infer(
     resume: bool,
     kind: str,
     calibration: Path | None,
+    attention_maps: bool,
     strict: bool,
     **image_choices: Any,
 ) -> None:
@@ -57,7 +66,12 @@ def run_infer(
         Failure: interrupted, the output could not be written, or `strict` and an image failed.
     """
     choices = ImageChoices(**image_choices)
-    columns = _columns(tag, stability=choices.stability, patches=max_patches is not None)
+    columns = _columns(
+        tag,
+        stability=choices.stability,
+        patches=max_patches is not None,
+        maps=attention_maps,
+    )
     if kind == "parquet":
         needs_parquet()
     tables = [
@@ -77,12 +91,17 @@ def run_infer(
     path = weights.find_weights(model) if model is not None else weights.default_weights()
     file = open_detector(path, cfg=cfg, overrides=overrides)
     loading = choices.loading_options(file.config, chosen)
+    maps: dict[str, MapFolder] = {}
+    if attention_maps:
+        maps = _map_folders(output, tables, file)
+        loading = replace(loading, preview=LONGEST)
     settings = {
         **score_settings(file, chosen_precision, choices),
         "max_patches": max_patches,
         "split": split,
         "tag": tag,
         "format": kind,
+        "attention_maps": attention_maps,
     }
     if thresholds is not None:
         thresholds.check_use(ScoreOrigin.of_run(path.name, settings))
@@ -97,7 +116,12 @@ def run_infer(
                 "input": as_text(str(table.source.resolve())),
                 "root": as_text(str(table.root.resolve())),
             }
-            run = ScoringRun(table, source, files, columns, own, resume=resume, ranks=ranks)
+            run = ScoringRun(
+                *(table, source, files, columns, own),
+                resume=resume,
+                ranks=ranks,
+                draw=maps.get(table.name),
+            )
             stack.callback(run.close)
             runs.append(run)
         detector = file.build(
@@ -175,11 +199,41 @@ def _report(table: InputTable, rows: Mapping[int, ScoreRow], final: Path) -> int
     return len(failed)
 
 
-def _columns(tag: str, *, stability: bool, patches: bool) -> ScoreColumns:
+def _map_folders(
+    output: Path, tables: Sequence[InputTable], file: DetectorFile
+) -> dict[str, MapFolder]:
+    """Return what draws the maps of each input, by its name.
+
+    Raises:
+        ValueError: the model has no attention, the maps cannot be written, or would be among the
+            images of the next run.
+    """
+    if not file.has_attention:
+        raise ValueError(
+            "--attention-maps: this model has no attention over patches "
+            f"(MODEL.RESOLUTION_MODE is {file.config.MODEL.RESOLUTION_MODE!r}), so there is "
+            "nothing to draw; leave the option out"
+        )
+    if output.resolve() in {table.source.resolve() for table in tables}:
+        raise ValueError(
+            f"{output}: the heat maps would lie among the images of this input; choose another "
+            "--output"
+        )
+    folders = {table.name: MapFolder(output, table.name) for table in tables}
+    for folder in folders.values():
+        if folder.path.exists() and not folder.path.is_dir():
+            raise ValueError(f"{folder.path}: is in the way of the heat maps; move it away")
+    return folders
+
+
+def _columns(tag: str, *, stability: bool, patches: bool, maps: bool) -> ScoreColumns:
     if not tag.strip():
         raise ValueError("--tag: the name of the score column cannot be empty")
     extras = [f"{tag}_jpeg80", f"{tag}_scale075"] if stability else []
-    return ScoreColumns(tag, (*extras, f"{tag}_patches") if patches else tuple(extras))
+    columns = ScoreColumns(tag)
+    extras += [columns.patches] if patches else []
+    extras += [columns.mask] if maps else []
+    return replace(columns, extras=tuple(extras))
 
 
 def _check_columns(tables: Sequence[InputTable], columns: ScoreColumns, resume: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from yacs.config import CfgNode
 
+from spai.cli.perturbations import Level
 from spai.config import flatten
 from spai.data.images import MAX_PIXELS, FileSource, LmdbSource, Source
 from spai.data.loaders import LoadingOptions, Preparation
@@ -36,6 +37,8 @@ class ImageChoices:
         max_pixels: larger images are an error.
         batch_size: images that may be decoded ahead.
         stability: also score after JPEG 80 and after scaling by 0.75.
+        levels: also score after each of these degradations.
+        seed: of the noise of a degradation.
     """
 
     lmdb: Path | None = None
@@ -44,6 +47,8 @@ class ImageChoices:
     max_pixels: int = MAX_PIXELS
     batch_size: int = 1
     stability: bool = False
+    levels: tuple[Level, ...] = ()
+    seed: int | None = None
 
     def store(self, config: CfgNode) -> Path | None:
         """Return the LMDB store to read from, None for files."""
@@ -70,15 +75,22 @@ class ImageChoices:
 
     def preparations(self, config: CfgNode) -> tuple[Preparation, ...]:
         """Return the versions of each image that are scored, the one that counts first."""
-        first = Preparation(configured_perturbation(config), self.longest_side(config), config.SEED)
-        if not self.stability:
-            return (first,)
+        seed = self.noise_seed(config)
+        first = Preparation(configured_perturbation(config), self.longest_side(config), seed)
         base = first.perturbation or Perturbation()
-        return (
-            first,
-            replace(first, perturbation=replace(base, jpeg=80)),
-            replace(first, perturbation=replace(base, scale=0.75)),
-        )
+        if self.levels and first.perturbation is not None:
+            raise ValueError(
+                "--perturb: the configuration already degrades each image (TEST.*); use one of both"
+            )
+        degraded = [level.applied() for level in self.levels]
+        if self.stability:
+            degraded = [replace(base, jpeg=80), replace(base, scale=0.75)]
+        return (first, *(replace(first, perturbation=other) for other in degraded))
+
+    def noise_seed(self, config: CfgNode) -> int:
+        """Return the seed of the noise of a degradation."""
+        seed: int = config.SEED
+        return seed if self.seed is None else self.seed
 
 
 def configured_perturbation(config: CfgNode) -> Perturbation | None:
@@ -130,7 +142,7 @@ def score_settings(file: DetectorFile, precision: str, choices: ImageChoices) ->
         "max_pixels": choices.max_pixels,
         "stability": choices.stability,
         "lmdb": as_text(str(store.resolve())) if (store := choices.store(file.config)) else None,
-        "seed": file.config.SEED,
+        "seed": choices.noise_seed(file.config),
     }
 
 

@@ -54,6 +54,19 @@ from spai.cli import options
     help="Add the scores to each CSV, as a column <tag>_epoch_<N>; <tag> if the model file does "
     "not say its epoch.",
 )
+@click.option(
+    "--perturb",
+    multiple=True,
+    metavar="NAME=LEVEL,...",
+    help="Also test on degraded images, each level on its own: jpeg=85,70 (quality), webp=85,70 "
+    "(quality), blur=3,5 (kernel, pixels), noise=1,3 (sigma of 255), scale=0.7,0.5; repeatable. "
+    "paper: the published levels of all.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    help="Of the noise that --perturb adds.  [default: SEED of the configuration]",
+)
 @options.image_options
 def command(**chosen: Any) -> None:
     """Measure how well a model tells generated from real images.
@@ -61,7 +74,8 @@ def command(**chosen: Any) -> None:
     --model may also be a folder of ckpt_epoch_*.pth: each is tested, in natural order, into a
     folder of its own below --output, with a table of all beside them.
 
-    Writes metrics.json, metrics.csv, scores.csv and report.md. An image that cannot be read is
+    Writes metrics.json, metrics.csv, scores.csv and report.md, with --perturb also robustness.csv
+    and scores_perturbed.csv. An image that cannot be read is
     counted apart and enters no metric.
     """
     from spai.cli.evaluation import run_test

@@ -39,6 +39,7 @@ EXTENSIONS = frozenset(
     )
 )
 HEADER_BYTES = 512
+PREVIEW_BAND = 512  # about as many rows are converted at once for a preview
 
 
 class ImageError(ValueError):
@@ -168,6 +169,22 @@ class RowImage:
     def tensor(self) -> Tensor:
         """Return the whole image, uint8 [3, H, W]."""
         return self[:, 0 : self._image.height]
+
+    def preview(self, longest: int) -> Tensor:
+        """Return the image for drawing, uint8 [3, h, w], its longer side at most `longest`.
+
+        Both sides are divided by the same whole number, rounded up, and each pixel is the mean of
+        those it stands for. Read in bands, so that a large image is not converted as a whole.
+        """
+        width, height = self._image.size
+        factor = -(-max(width, height) // longest)
+        band = factor * max(1, PREVIEW_BAND // factor)
+        parts = []
+        for top in range(0, height, band):
+            with decoding_errors(), _no_pixel_limit():
+                part = self._image.crop((0, top, width, min(top + band, height)))
+                parts.append(np.asarray(_to_rgb(part).reduce(factor)))
+        return torch.from_numpy(np.concatenate(parts)).permute(2, 0, 1)
 
     def shrink(self, longest: int) -> "RowImage":
         """Return the image with its longer side at most `longest` pixels (Lanczos)."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from spai.data.images import (
@@ -31,13 +32,14 @@ HUGE_PIXELS = 64_000_000
 
 
 class LoadedPiece(NamedTuple):
-    """A piece of one image, or the end of what can be had of it.
+    """A piece of one version of an image, or the end of what can be had of it.
 
     position: of the image in the list of records.
     variant: which of the preparations it went through.
     piece: what the cutting function yielded; None with an error.
     stamp: of the file that was read.
-    error: why the image gives nothing more; None otherwise.
+    error: why this version gives nothing more; None otherwise.
+    preview: with the first piece of an image whose preview is wanted, uint8 [3, h, w].
     """
 
     position: int
@@ -45,6 +47,7 @@ class LoadedPiece(NamedTuple):
     piece: Any
     stamp: FileStamp
     error: str | None
+    preview: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class LoadingOptions:
         max_pixels: larger images are an error.
         preparations: the versions of each image that are wanted, in order.
         pin_memory: keep pieces where a GPU copies them fastest.
+        preview: longest side of the previews of the first preparations, pixels; None for none.
     """
 
     workers: int = 0
@@ -86,6 +90,7 @@ class LoadingOptions:
     max_pixels: int = MAX_PIXELS
     preparations: tuple[Preparation, ...] = (Preparation(),)
     pin_memory: bool = False
+    preview: int | None = None
 
 
 def load_pieces(
@@ -105,7 +110,8 @@ def load_pieces(
         options: how.
 
     Yields:
-        Each piece, and for an image that cannot be read one with an error instead of the rest.
+        Each piece, and for a version of an image that cannot be had one with an error instead of
+        the rest; an image that cannot be read gives one such for each version.
     """
     workers = min(options.workers, len(records))
     dataset = _Pieces(records, source, cut, options, multiprocessing.Lock())
@@ -145,7 +151,8 @@ class _Pieces(IterableDataset[LoadedPiece]):
             yield from self._image_pieces(position)
 
     def _image_pieces(self, position: int) -> Iterator[LoadedPiece]:
-        record, stamp, variant = self.records[position], FileStamp(), 0
+        record, stamp = self.records[position], FileStamp()
+        versions = range(len(self.options.preparations))
         try:
             with contextlib.ExitStack() as stack:
                 opened = stack.enter_context(
@@ -155,11 +162,25 @@ class _Pieces(IterableDataset[LoadedPiece]):
                 if opened.pixels > HUGE_PIXELS:
                     stack.enter_context(self.turn)
                 image = opened.decode()
-                for variant, prepare in enumerate(self.options.preparations):
-                    with decoding_errors():
-                        prepared = prepare(image, record.row)
-                    for piece in self.cut(prepared):
-                        yield LoadedPiece(position, variant, piece, stamp, None)
+                for variant in versions:
+                    yield from self._version_pieces(position, variant, image, stamp)
+        except ImageError as error:
+            for variant in versions:
+                yield LoadedPiece(position, variant, None, stamp, str(error))
+
+    def _version_pieces(
+        self, position: int, variant: int, image: RowImage, stamp: FileStamp
+    ) -> Iterator[LoadedPiece]:
+        preview = None
+        try:
+            with decoding_errors():
+                row = self.records[position].row
+                prepared = self.options.preparations[variant](image, row)
+            if variant == 0 and self.options.preview is not None:
+                preview = prepared.preview(self.options.preview)
+            for piece in self.cut(prepared):
+                yield LoadedPiece(position, variant, piece, stamp, None, preview)
+                preview = None
         except ImageError as error:
             yield LoadedPiece(position, variant, None, stamp, str(error))
 

@@ -62,6 +62,16 @@ class ScoreColumns:
         return f"{self.tag}_error"
 
     @property
+    def patches(self) -> str:
+        """Name of the column of how many patches were scored."""
+        return f"{self.tag}_patches"
+
+    @property
+    def mask(self) -> str:
+        """Name of the column of where heat maps lie."""
+        return f"{self.tag}_mask"
+
+    @property
     def names(self) -> tuple[str, ...]:
         """All columns that are added, in order."""
         return (self.tag, *self.extras, self.error)

@@ -105,6 +105,11 @@ class DetectorFile(Protocol):
         """The configuration that the model will have."""
         ...
 
+    @property
+    def has_attention(self) -> bool:
+        """Whether its detector says which patches of an image counted."""
+        ...
+
     def build(
         self,
         *,

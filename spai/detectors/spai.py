@@ -64,6 +64,11 @@ class SpaiFile:
         """Of the file, hexadecimal."""
         return self.file.sha256
 
+    @property
+    def has_attention(self) -> bool:
+        """Whether the model pools patches by attention; at fixed resolution it has one view."""
+        return bool(self.config.MODEL.RESOLUTION_MODE != "fixed")
+
     def build(
         self,
         *,

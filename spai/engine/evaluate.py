@@ -85,7 +85,7 @@ def share_of(records: Sequence[ImageRecord], ranks: Ranks) -> Sequence[ImageReco
 
 def gather_scores(
     table: InputTable, predictions: Iterable[Prediction], ranks: Ranks
-) -> pd.DataFrame:
+) -> list[pd.DataFrame]:
     """Bring together what the ranks find, in the order of the CSV whoever scored what and when.
 
     Args:
@@ -94,20 +94,24 @@ def gather_scores(
         ranks: all of them must call this.
 
     Returns:
-        A row an image, the same on each rank: dataset, image, class, score, logit (NaN with an
-        error), error (empty without one).
+        One table for each preparation, the same on each rank. A row an image: dataset, image,
+        class, score, logit (NaN with an error), error (empty without one).
     """
-    found = [
-        (p.record.row, p.logits[0] if p.error is None else np.nan, p.error or "")
-        for p in predictions
-    ]
+    found = [(p.record.row, p.logits, p.errors) for p in predictions]
     results = {row: result for part in ranks.gather(found) for row, *result in part}
     assert len(results) == len(table.records)
-    logits = np.array([results[record.row][0] for record in table.records], dtype=np.float64)
+    logits, errors = zip(*(results[record.row] for record in table.records), strict=True)
+    versions = zip(zip(*logits, strict=True), zip(*errors, strict=True), strict=True)
+    return [_score_table(table, *version) for version in versions]
+
+
+def _score_table(table: InputTable, found: Sequence[float], errors: Sequence[str]) -> pd.DataFrame:
+    """Make the rows of one preparation from the logits and errors of the records."""
+    logits = np.array(found, dtype=np.float64)
     texts = {
         "dataset": [table.name] * len(table.records),
         "image": [record.name for record in table.records],
-        "error": [results[record.row][1] for record in table.records],
+        "error": list(errors),
     }
     columns = {name: pd.Series(values, dtype=object) for name, values in texts.items()}
     return pd.DataFrame(

@@ -118,3 +118,15 @@ def check_output_folder(folder: Path) -> None:
         raise ValueError(
             f"{folder}: output cannot be written: {error.strerror or error}"
         ) from error
+
+
+def check_places(files: OutputFiles, resume: bool) -> None:
+    """Raise ValueError where a folder, or a file that is not ours, lies in the way of a run."""
+    for path in (files.final, files.run, files.running, files.partial()):
+        if path.is_dir():
+            raise ValueError(f"{path}: is a folder where a file is to be written; move it away")
+    if files.final.exists() and not files.run.exists() and not resume:
+        raise ValueError(
+            f"{files.final}: is there already and was not written by spai infer (no "
+            f"{files.run.name} beside it); move it away, or choose another --output"
+        )

@@ -7,10 +7,12 @@ facts of the run, and the stamp of each scored file.
 
 import json
 import logging
+import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from spai.engine.calibration_file import CalibrationFile
 from spai.engine.distributed import Ranks
 from spai.engine.metrics import sigmoid
 from spai.engine.predict import Prediction, predict
-from spai.engine.run_files import OutputFiles, read_run, versions, write_run
+from spai.engine.run_files import OutputFiles, check_places, read_run, versions, write_run
 from spai.engine.verdicts import add_verdicts
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class ScoringRun:
         *,
         resume: bool,
         ranks: Ranks,
+        draw: Callable[[Prediction], str] | None = None,
     ) -> None:
         """Lay claim to the output and find what is left to score.
 
@@ -64,6 +67,7 @@ class ScoringRun:
             settings: what determines the scores: model, configuration, precision, input.
             resume: keep what an interrupted or finished run with the same settings has scored.
             ranks: the processes that share the work.
+            draw: draws a scored image; returns where, relative to the folder of the output.
 
         Raises:
             ValueError: another run writes the output, a run to be resumed had other settings, or
@@ -74,9 +78,9 @@ class ScoringRun:
             raise ValueError(
                 f"{table.source}: the output would replace this input; choose another --output"
             )
-        _check_places(files, resume)
+        check_places(files, resume)
         self.table, self.source, self.files, self.columns = table, source, files, columns
-        self._settings, self._ranks = dict(settings), ranks
+        self._settings, self._ranks, self._draw = dict(settings), ranks, draw
         self._lock = filelock.FileLock(files.lock, timeout=0)
         self._started = time.time()
         self._patches = 0
@@ -98,6 +102,9 @@ class ScoringRun:
     def score(self, detector: Detector, options: LoadingOptions) -> Iterator[Prediction]:
         """Score what is left, writing each row before its prediction is yielded."""
         for prediction in predict(detector, self.todo, self.source, options):
+            # The picture first: a row never names one that is not there.
+            if self._draw is not None and prediction.error is None:
+                prediction = replace(prediction, drawing=self._draw(prediction), preview=None)
             self._partial.append(to_row(prediction, self.columns))
             self._patches += prediction.patches
             yield prediction
@@ -213,7 +220,7 @@ class ScoringRun:
             )
 
     def _still_valid(self, earlier: Sequence[ScoreRow]) -> list[ScoreRow]:
-        """Leave out errors, images that changed, and rows that the input no longer has."""
+        """Leave out errors, changed images, lost pictures, and rows that the input lacks."""
         by_name: dict[str, dict[int, ImageRecord]] = defaultdict(dict)
         for record in self.table.records:
             by_name[record.name][record.row] = record
@@ -225,8 +232,14 @@ class ScoringRun:
                 found = next(iter(records.values()))  # a folder grew: rows moved
             if found is None or row.score is None or self._stamp(found) != row.stamp:
                 continue
+            if self._draw is not None and not self._is_drawn(row):
+                continue
             kept[found.row] = ScoreRow(found.row, row.name, row.score, row.extras, "", row.stamp)
         return list(kept.values())
+
+    def _is_drawn(self, row: ScoreRow) -> bool:
+        place = row.extras[self.columns.extras.index(self.columns.mask)]
+        return isinstance(place, str) and (self.files.folder / place).is_file()
 
     def _stamp(self, record: ImageRecord) -> FileStamp | None:
         try:
@@ -265,18 +278,6 @@ class ScoringRun:
         }
 
 
-def _check_places(files: OutputFiles, resume: bool) -> None:
-    """Refuse to write where a folder, or a file that is not ours, lies."""
-    for path in (files.final, files.run, files.running, files.partial()):
-        if path.is_dir():
-            raise ValueError(f"{path}: is a folder where a file is to be written; move it away")
-    if files.final.exists() and not files.run.exists() and not resume:
-        raise ValueError(
-            f"{files.final}: is there already and was not written by spai infer (no "
-            f"{files.run.name} beside it); move it away, or choose another --output"
-        )
-
-
 def to_row(prediction: Prediction, columns: ScoreColumns) -> ScoreRow:
     """Return what the output says of a prediction."""
     record = prediction.record
@@ -285,9 +286,14 @@ def to_row(prediction: Prediction, columns: ScoreColumns) -> ScoreRow:
         return ScoreRow(
             record.row, record.name, None, empty, prediction.error or "", prediction.stamp
         )
-    score, *others = sigmoid(np.array(prediction.logits, dtype=np.float64)).tolist()
-    extras: list[float | str] = others
-    if len(extras) < len(columns.extras):
-        layout = prediction.layout
-        extras.append(f"{len(layout.corners)}/{layout.total}")
-    return ScoreRow(record.row, record.name, score, tuple(extras), "", prediction.stamp)
+    score, *others = (
+        None if math.isnan(score) else score
+        for score in sigmoid(np.array(prediction.logits, dtype=np.float64)).tolist()
+    )
+    layout = prediction.layout
+    cells = {
+        columns.patches: f"{len(layout.corners)}/{layout.total}",
+        columns.mask: prediction.drawing,
+    }
+    extras = (*others, *(cells[name] for name in columns.extras[len(others) :]))
+    return ScoreRow(record.row, record.name, score, extras, "", prediction.stamp)

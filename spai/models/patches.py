@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -38,11 +39,28 @@ class PatchLayout(NamedTuple):
     corners: (top, left) of each distinct patch, on the padded image.
     members: K indices into `corners`, the patches in the model's order, repeats included.
     total: number of patches before `maximum` left some out.
+    extent: height and width that a patch spans on the padded image, pixels.
+    image: height and width of the image before padding.
     """
 
     corners: tuple[tuple[int, int], ...]
     members: tuple[int, ...]
     total: int
+    extent: tuple[int, int]
+    image: tuple[int, int]
+
+    def boxes(self) -> npt.NDArray[np.int64]:
+        """Return the true pixels of each distinct patch, [P, 4]: top, left, bottom, right.
+
+        In pixels of the image before padding; bottom and right are the first that are not shown.
+        Padding repeats pixels of the same patch, so what is left of a box without it is complete.
+        """
+        corners, extent, image = (
+            np.array(part) for part in (self.corners, self.extent, self.image)
+        )
+        before = np.maximum(extent - image, 0) // 2  # as `reflect_indices` pads
+        starts = np.maximum(corners - before, 0)
+        return np.hstack((starts, np.minimum(corners - before + extent, image)))
 
 
 class PatchBatch(NamedTuple):
@@ -92,6 +110,7 @@ class PatchCutter:
 
     def layout(self, height: int, width: int) -> PatchLayout:
         """Return where the patches of an image of this size lie."""
+        image, extent = (height, width), (self.size, self.size)
         height, width = max(height, self.size), max(width, self.size)
         tops: Sequence[int] = range(0, height - self.size + 1, self.stride)
         lefts: Sequence[int] = range(0, width - self.size + 1, self.stride)
@@ -103,12 +122,12 @@ class PatchCutter:
                 wanted = list(dict.fromkeys(preferred))[: self.maximum]
                 crops = tuple(crop for crop in crops if crop in wanted)
             distinct = tuple(dict.fromkeys(crops))
-            return PatchLayout(distinct, tuple(map(distinct.index, crops)), 5)
+            return PatchLayout(distinct, tuple(map(distinct.index, crops)), 5, extent, image)
         if self.maximum is not None and total > self.maximum:
             rows, columns = _spread_grid(len(tops), len(lefts), self.maximum)
             tops, lefts = _evenly(tops, rows), _evenly(lefts, columns)
         corners = tuple((top, left) for top in tops for left in lefts)
-        return PatchLayout(corners, tuple(range(len(corners))), total)
+        return PatchLayout(corners, tuple(range(len(corners))), total, extent, image)
 
     def __call__(self, image: Pixels) -> Iterator[PatchPiece]:
         """Yield the distinct patches of an image in the order of its layout, a piece at a time."""
@@ -143,7 +162,8 @@ class CentreCutter:
 
     def __call__(self, image: Pixels) -> Iterator[PatchPiece]:
         """Yield the views of an image, [1 or 10, 3, S, S]."""
-        height, width = image.shape[1:]
+        height, width = true_size = image.shape[1:]
+        extent = (self.size, self.size)
         crops: tuple[tuple[int, int], ...]
         if self.ten_crop:
             height, width = max(height, self.size), max(width, self.size)
@@ -157,10 +177,12 @@ class CentreCutter:
             views = _crop(image, top, left, self.size)[None]
         else:
             crops = ((0, 0),)
+            extent = (max(height, self.size), max(width, self.size))
             size = [self.size, self.size]
             whole = _padded_rows(image, 0, max(height, self.size), pad_to=self.size)
             views = F.resize(whole, size, antialias=False)[None]
-        layout = PatchLayout(crops, tuple(range(len(views))), len(views))
+        members = tuple(range(len(views)))
+        layout = PatchLayout(crops, members, len(views), extent, (true_size[0], true_size[1]))
         yield PatchPiece(layout, views)
 
 

@@ -14,7 +14,14 @@ import pandas as pd
 
 from spai.engine.metrics import Floats, Metrics, log_odds
 from spai.files import replacing_text
-from spai.report.tables import CrossTable, cross_table, dataset_metrics, markdown_report
+from spai.report.robustness import HEADING, RobustnessRow, robustness_table
+from spai.report.tables import (
+    CrossTable,
+    cross_table,
+    dataset_metrics,
+    markdown_report,
+    markdown_table,
+)
 
 RESULT_FILES = ("metrics.json", "metrics.csv", "scores.csv", "report.md")
 SCORE_COLUMNS = ["dataset", "image", "class", "score", "error"]
@@ -22,6 +29,10 @@ SCORE_COLUMNS = ["dataset", "image", "class", "score", "error"]
 NAME_LABELS = {"real_": 0, "fake_": 1}
 NOT_SCORED = "not scored"
 NOT_FINITE = "the score is not a finite number"
+ROBUSTNESS_NOTE = """\
+The same images after one degradation each; `none` are the images as they are. Rates in per cent.
+An image that a degradation cannot be applied to has no score at that level only.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +44,12 @@ class Results(NamedTuple):
     cross: CrossTable | None
 
 
-def write_results(output: Path, scores: pd.DataFrame, run: Mapping[str, object]) -> Results:
+def write_results(
+    output: Path,
+    scores: pd.DataFrame,
+    run: Mapping[str, object],
+    robustness: Sequence[RobustnessRow] = (),
+) -> Results:
     """Compute the metrics and write `metrics.json`, `metrics.csv`, `scores.csv`, `report.md`.
 
     Args:
@@ -42,6 +58,8 @@ def write_results(output: Path, scores: pd.DataFrame, run: Mapping[str, object])
             in [0, 1], error (empty or missing: none) and, if known, logit. Without logits they are
             the log-odds of the scores. A row without a finite score and logit is an error.
         run: facts to record; paths, dates and other objects are recorded as text.
+        robustness: metrics of the images after degradations; with any, `robustness.csv` is
+            written too.
 
     Raises:
         ValueError: no rows, or a class that is not 0 or 1.
@@ -54,6 +72,9 @@ def write_results(output: Path, scores: pd.DataFrame, run: Mapping[str, object])
         "run": run,
         "datasets": {name: dataclasses.asdict(m) for name, m in results.metrics.items()},
         "cross_table": None if results.cross is None else dataclasses.asdict(results.cross),
+        "robustness": [
+            {**row._asdict(), "metrics": dataclasses.asdict(row.metrics)} for row in robustness
+        ],
     }
     output.mkdir(parents=True, exist_ok=True)
     metric_rows = [_flat(name, m) for name, m in results.metrics.items()]
@@ -61,7 +82,14 @@ def write_results(output: Path, scores: pd.DataFrame, run: Mapping[str, object])
     _write(output / "scores.csv", _csv_text(SCORE_COLUMNS, score_rows))
     metric_text = _csv_text(metric_rows[0], (row.values() for row in metric_rows))
     _write(output / "metrics.csv", metric_text)
-    _write(output / "report.md", markdown_report(results.metrics, results.cross, rows, run))
+    sections = []
+    if robustness:
+        levels = [_flat_level(row) for row in robustness]
+        _write(output / "robustness.csv", _csv_text(levels[0], (row.values() for row in levels)))
+        table = markdown_table(HEADING, robustness_table(robustness))
+        sections = ["## Robustness", ROBUSTNESS_NOTE.strip(), table]
+    text = markdown_report(results.metrics, results.cross, rows, run, sections)
+    _write(output / "report.md", text)
     _write(output / "metrics.json", json.dumps(_plain(record), indent=2, allow_nan=False) + "\n")
     return results
 
@@ -212,6 +240,12 @@ def _flat(name: str, metrics: Metrics) -> dict[str, object]:
         else:
             row[key] = value
     return row
+
+
+def _flat_level(row: RobustnessRow) -> dict[str, object]:
+    flat = _flat(row.dataset, row.metrics)
+    first = {"dataset": row.dataset, "perturbation": row.perturbation, "level": row.level}
+    return first | flat
 
 
 def _plain(value: object) -> Any:

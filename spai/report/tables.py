@@ -86,14 +86,16 @@ def markdown_report(
     cross: CrossTable | None,
     rows: pd.DataFrame,
     run: Mapping[str, object],
+    further: Sequence[str] = (),
 ) -> str:
-    """Write the tables as one Markdown page; rates are in per cent."""
+    """Write the tables as one Markdown page, `further` sections among them; rates in per cent."""
     sections = ["# SPAI results", "## Metrics", "Rates in per cent, with 95 % intervals."]
     sections += [markdown_table(_METRIC_HEADING, _metric_rows(metrics)), THRESHOLD_NOTE.strip()]
     if cross is not None:
         heading = ("Generator", *cross.sources, "Mean AUC", "ACC at 0.5")
         sections += ["## Cross table", CROSS_NOTE.strip()]
         sections.append(markdown_table(heading, _cross_rows(cross, metrics)))
+    sections += further
     sections += ["## Images without a score", *_error_section(rows)]
     facts = {key: str(run[key]) for key in run if isinstance(run[key], str | int | float | Path)}
     if facts:

@@ -297,6 +297,21 @@ def test_stability_adds_scores_of_degraded_versions(infer, photos, tmp_path):
     )
 
 
+def test_a_version_that_cannot_be_made_leaves_its_cell_empty_and_the_score_valid(infer, tmp_path):
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    Image.new("RGB", (70_000, 2)).save(folder / "a.png")  # JPEG holds 65,500 pixels a side
+    result = infer("--input", folder, "--stability", "--max-patches", "2", "--strict")
+    assert result.exit_code == 0, result.output
+    (row,) = read(tmp_path / "out" / "wide.csv")
+    assert row["spai"] and row["spai_error"] == ""
+    assert row["spai_jpeg80"] == "" and row["spai_scale075"]
+    seen = json.loads((tmp_path / "out" / "wide.run.json").read_text())["counts"]
+    assert (seen["scored"], seen["errors"], seen["patches_in_this_run"]) == (1, 0, 4)
+    assert infer("--input", folder, "--stability", "--max-patches", "2", "--resume").exit_code == 0
+    assert read(tmp_path / "out" / "wide.csv") == [row]
+
+
 def test_resize_to_shrinks_the_longer_side_and_never_enlarges(infer, tmp_path):
     folder = tmp_path / "sizes"
     save_image(folder / "wide.png", 300, 1200, 3)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from spai.data import loaders
-from spai.data.images import FileSource, FileStamp
+from spai.data.images import FileSource, FileStamp, RowImage
 from spai.data.loaders import LoadingOptions, Preparation, load_pieces
 from spai.data.perturb import Perturbation
 from spai.data.records import ImageRecord
@@ -40,15 +40,16 @@ def paths(tmp_path):
 
 
 def pieces_of(paths, cut=None, **options):
-    """Return {(position, variant): pieces in order} and {position: error}."""
+    """Return {(position, variant): pieces in order} and {(position, variant): error}."""
     pieces, errors = defaultdict(list), {}
     cut = cut or PatchCutter()
     for loaded in load_pieces(records_of(paths), FileSource(), cut, LoadingOptions(**options)):
         if loaded.error is None:
             pieces[loaded.position, loaded.variant].append((loaded.piece, loaded.stamp))
         else:
-            assert loaded.position not in errors and loaded.piece is None
-            errors[loaded.position] = loaded.error
+            key = loaded.position, loaded.variant
+            assert key not in errors and loaded.piece is None
+            errors[key] = loaded.error
     return pieces, errors
 
 
@@ -76,14 +77,39 @@ def test_the_number_of_workers_changes_no_piece(paths, workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_costs_only_its_image(paths, workers):
     pieces, errors = pieces_of(paths, workers=workers)
-    assert sorted(errors) == [2, 6]
-    assert errors[2] == "file not found" and "cannot be decoded" in errors[6]
+    assert sorted(errors) == [(2, 0), (6, 0)]
+    assert errors[2, 0] == "file not found" and "cannot be decoded" in errors[6, 0]
     assert sorted(position for position, _ in pieces) == [0, 1, 3, 4, 5, 7, 8]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_version_that_cannot_be_had_costs_only_itself(paths, workers):
+    huge = Preparation(Perturbation(webp=80, scale=4.0))
+    plain = Preparation(resize_to=200)
+    wide = paths[0].with_name("wide.png")
+    Image.new("RGB", (17_000, 3)).save(wide)
+    given = [*paths, wide]
+    pieces, errors = pieces_of(given, workers=workers, preparations=(plain, huge, plain))
+    last = len(paths)
+    assert sorted(errors) == [*((p, v) for p in (2, 6) for v in range(3)), (last, 1)]
+    assert {key for key in pieces if key[0] == last} == {(last, 0), (last, 2)}
+
+
+def test_a_preview_comes_with_the_first_piece_of_the_first_version(paths):
+    options = LoadingOptions(preparations=(Preparation(resize_to=400), Preparation()), preview=200)
+    first = {}
+    for loaded in load_pieces(records_of(paths), FileSource(), PatchCutter(stride=32), options):
+        if loaded.error is None and loaded.variant == 0 and loaded.position not in first:
+            first[loaded.position] = loaded.preview
+        else:
+            assert loaded.preview is None
+    assert first[1].shape == (3, 120, 200) and first[1].dtype == torch.uint8
+    assert first[7].shape == (3, 1, 1) and len(first) == 7
 
 
 def test_no_image_is_too_large_for_the_others(paths):
     pieces, errors = pieces_of(paths, workers=2, max_pixels=250_000)
-    assert sorted(errors) == [2, 6, 8] and "--max-pixels" in errors[8]
+    assert sorted(errors) == [(2, 0), (6, 0), (8, 0)] and "--max-pixels" in errors[8, 0]
     assert len(pieces) == 6
 
 
@@ -121,7 +147,7 @@ def _no_memory(*arguments, **options):
 def test_an_error_after_the_first_piece_ends_its_image_alone(paths, workers):
     pieces, errors = pieces_of(paths, fail_halfway, workers=workers)
     # Images of 225 rows or more have several rows of patches.
-    assert {position for position, error in errors.items() if "memory" in error} == {1, 4, 8}
+    assert {key for key, error in errors.items() if "memory" in error} == {(1, 0), (4, 0), (8, 0)}
     assert len(pieces[1, 0]) == 1 and len(pieces[0, 0]) == 1
 
 
@@ -176,3 +202,13 @@ def test_a_wide_image_over_pillows_own_limit_costs_nobody_anything(tmp_path, mon
         assert pieces_of([tmp_path / "wide.png"], preparations=(noisy,))[1] == {}
     assert errors == {} and len(pieces) == 1
     assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_images_are_shrunk_after_they_are_degraded(tmp_path):
+    pixels = torch.from_numpy(reference_image(300, 500, 1)).permute(2, 0, 1)
+    levels = Perturbation(jpeg=70, noise=5.0, scale=0.85)
+    found = Preparation(levels, 200, 3)(RowImage.from_tensor(pixels), 9).tensor()
+    degraded = RowImage.from_tensor(levels(pixels, seed=3, row=9))
+    assert torch.equal(found, degraded.shrink(200).tensor())
+    early = levels(RowImage.from_tensor(pixels).shrink(200).tensor(), seed=3, row=9)
+    assert early.shape != found.shape

@@ -24,7 +24,7 @@ from spai.engine.evaluate import (
 from spai.engine.predict import Prediction
 from spai.models.patches import PatchLayout
 
-LAYOUT = PatchLayout(((0, 0),), (0,), 1)
+LAYOUT = PatchLayout(((0, 0),), (0,), 1, (224, 224), (224, 224))
 ROWS = "image,class,split\na.png,0,test\nb.png,1,test\nc.png,x,train\n"
 
 
@@ -137,11 +137,11 @@ def test_shares_of_all_ranks_are_every_image_once(count, world):
 
 
 def predictions(images: list[ImageRecord]) -> list[Prediction]:
-    """Return a logit for each image, an error for every third."""
+    """Return a logit for each of two versions of an image, an error of the first every third."""
     return [
-        Prediction(image, FileStamp(), error="damaged")
+        Prediction(image, FileStamp(), (np.nan, 1.0), ("damaged", ""))
         if image.row % 3 == 2
-        else Prediction(image, FileStamp(), (image.row / 7 - 1,), layout=LAYOUT)
+        else Prediction(image, FileStamp(), (image.row / 7 - 1, 1.0), ("", ""), layout=LAYOUT)
         for image in images
     ]
 
@@ -149,20 +149,17 @@ def predictions(images: list[ImageRecord]) -> list[Prediction]:
 def test_rows_are_the_same_whoever_scored_what_in_which_order(tmp_path):
     images = records(8)
     table = InputTable(tmp_path / "s.csv", "set", tmp_path, images, read_table_of(images, tmp_path))
-    alone = gather_scores(table, predictions(images), Ranks())
-    others = [(p.record.row, *_found(p)) for p in predictions(images[4:])[::-1]]
+    alone, version = gather_scores(table, predictions(images), Ranks())
+    others = [(p.record.row, p.logits, p.errors) for p in predictions(images[4:])[::-1]]
     ranks = Together(1, 2, (others,))
     shared = gather_scores(table, predictions(images[:4])[::-1], ranks)
-    assert alone.equals(shared)
+    assert alone.equals(shared[0]) and version.equals(shared[1])
+    assert (version["logit"] == 1).all() and (version["error"] == "").all()
     assert list(alone["image"]) == [f"{row}.png" for row in range(8)]
     assert list(alone["error"]) == ["", "", "damaged", "", "", "damaged", "", ""]
     assert np.isnan(alone["logit"][[2, 5]]).all() and np.isnan(alone["score"][[2, 5]]).all()
     np.testing.assert_allclose(alone["score"][7], 0.5)
     np.testing.assert_allclose(alone["score"][0], 1 / (1 + np.e))
-
-
-def _found(prediction: Prediction) -> tuple[float, str]:
-    return (prediction.logits[0] if prediction.logits else np.nan), prediction.error or ""
 
 
 def read_table_of(images, folder):

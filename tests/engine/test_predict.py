@@ -57,12 +57,34 @@ def test_each_preparation_gives_its_logit(detector, photos):
             assert together[name].logits[number] == prediction.logits[0]
 
 
-def test_a_preparation_that_cannot_be_done_costs_only_its_image(detector, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_preparation_that_cannot_be_done_costs_only_its_own_logit(
+    detector, tmp_path, failing, workers
+):
     Image.new("RGB", (17_000, 2)).save(tmp_path / "wide.png")
     Image.fromarray(reference_image(230, 230, 1)).save(tmp_path / "fine.png")
     records = read_folder(tmp_path).records
-    found = run(detector, records, preparations=(Preparation(Perturbation(webp=80)),))
-    assert found["wide.png"].error and found["fine.png"].error is None
+    versions = [Preparation(), Preparation(resize_to=100)]
+    expected = run(detector, records, preparations=tuple(versions))["wide.png"]
+    versions.insert(failing, Preparation(Perturbation(webp=80)))
+    found = run(detector, records, preparations=tuple(versions), workers=workers)
+    assert found["fine.png"].errors == ("", "", "")
+    wide = found["wide.png"]
+    assert [bool(error) for error in wide.errors] == [i == failing for i in range(3)]
+    assert "16383 pixels" in wide.errors[failing] and np.isnan(wide.logits[failing])
+    rest = [logit for i, logit in enumerate(wide.logits) if i != failing]
+    np.testing.assert_allclose(rest, expected.logits, rtol=0, atol=1e-5)
+    assert (wide.error is None) == (failing > 0) == (wide.layout is not None)
+
+
+def test_an_image_that_cannot_be_read_has_an_error_for_each_preparation(detector, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    versions = (Preparation(), Preparation(Perturbation(scale=0.5)))
+    (found,) = run(detector, read_folder(tmp_path).records, preparations=versions).values()
+    assert len(found.logits) == 2 and np.isnan(found.logits).all()
+    assert found.errors[0] == found.errors[1] == found.error != ""
+    assert found.patches == 0
 
 
 def test_the_model_not_being_finite_is_an_error_not_a_score(tiny_model, photos):
@@ -70,7 +92,7 @@ def test_the_model_not_being_finite_is_an_error_not_a_score(tiny_model, photos):
     with torch.no_grad():
         detector._model.cls_head.head[6].bias.fill_(float("nan"))
     for prediction in run(detector, read_folder(photos).records).values():
-        assert prediction.logits == () and "finite" in prediction.error
+        assert np.isnan(prediction.logits).all() and "finite" in prediction.error
 
 
 def test_patches_count_what_the_model_saw(detector, photos):

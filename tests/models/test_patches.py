@@ -253,3 +253,40 @@ def test_views_of_images_become_their_patches():
     batch = PatchBatch.from_views(views)
     for image, members in zip(views, batch.members, strict=True):
         assert torch.equal(batch.patches[members], image)
+
+
+# -- true pixels --------------------------------------------------------------------------------
+
+
+def shown_pixels(cutter, height, width):
+    """Return for each patch [K] the set of true pixels (y, x) that it shows, and the layout."""
+    rows, columns = np.mgrid[:height, :width].astype(np.uint8)
+    image = torch.from_numpy(np.stack((rows, columns, rows)))
+    cropped, layout = cut(cutter, image)
+    return [set(map(tuple, patch[:2].flatten(1).T.tolist())) for patch in cropped], layout
+
+
+@settings(max_examples=150, deadline=None)
+@given(sides, sides, st.integers(1, 40), st.integers(1, 9), st.none() | st.integers(1, 9))
+def test_a_box_holds_exactly_the_true_pixels_of_its_patch(height, width, stride, minimum, maximum):
+    cutter = PatchCutter(24, stride=stride, minimum=minimum, maximum=maximum)
+    pixels, layout = shown_pixels(cutter, height, width)
+    assert layout.image == (height, width)
+    for (top, left, bottom, right), shown in zip(
+        layout.boxes()[list(layout.members)].tolist(), pixels, strict=True
+    ):
+        assert shown == {(y, x) for y in range(top, bottom) for x in range(left, right)}
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 70), (24, 24), (61, 33), (5, 6)])
+def test_the_box_of_a_centre_crop_holds_its_true_pixels(height, width):
+    (shown,), layout = shown_pixels(CentreCutter(24), height, width)
+    ((top, left, bottom, right),) = layout.boxes().tolist()
+    assert shown == {(y, x) for y in range(top, bottom) for x in range(left, right)}
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 70), (24, 24), (61, 33), (5, 6)])
+def test_the_box_of_a_resized_image_is_the_image(height, width):
+    image = noise(height, width)
+    _, layout = cut(CentreCutter(24, crop=False), image)
+    assert layout.boxes().tolist() == [[0, 0, height, width]]
