@@ -321,13 +321,16 @@ def build_cutter(config: CfgNode, max_patches: int | None = None) -> Cutter:
 def _convert_products(model: ImageModel, dtype: torch.dtype) -> None:
     """Store the weights of the encoder's matrix products as autocast would convert them.
 
-    Norms, statistics, attention pooling and head stay in float32.
+    Norms, statistics, what combines them, attention pooling and head stay in float32.
     """
-    head = {
-        module for name, module in model.named_modules() if name.startswith(("cls_head", "to_"))
+    exact = ("cls_head", "to_", "original_features_processor")
+    kept = {
+        module
+        for name, module in model.named_modules()
+        if any(part.startswith(exact) for part in name.split("."))
     }
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and module not in head:
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module not in kept:
             module.to(dtype)
 
 

@@ -167,7 +167,10 @@ class FeaturesProcessor(nn.Module):
         if summary.similarities is not None:
             parts.append(summary.similarities.flatten(1))  # [P, 6 N]
         if self.original_features_processor is not None:
-            parts.append(self.original_features_processor(summary.statistics).float())
+            assert summary.statistics is not None
+            # Statistics differ between images by less than bfloat16 resolves beside their offsets.
+            with float32_on(summary.statistics.device):
+                parts.append(self.original_features_processor(summary.statistics.float()))
         return torch.cat(parts, dim=1)
 
 
