@@ -79,6 +79,7 @@ class LoadingOptions:
         max_pixels: larger images are an error.
         preparations: the versions of each image that are wanted, in order.
         pin_memory: keep pieces where a GPU copies them fastest.
+        at_least: None for all pixels; else smaller versions do, as of `OpenedImage.decode`.
     """
 
     workers: int = 0
@@ -86,6 +87,7 @@ class LoadingOptions:
     max_pixels: int = MAX_PIXELS
     preparations: tuple[Preparation, ...] = (Preparation(),)
     pin_memory: bool = False
+    at_least: int | None = None
 
 
 def load_pieces(
@@ -154,7 +156,7 @@ class _Pieces(IterableDataset[LoadedPiece]):
                 stamp = opened.stamp
                 if opened.pixels > HUGE_PIXELS:
                     stack.enter_context(self.turn)
-                image = opened.decode()
+                image = opened.decode(self.options.at_least)
                 for variant, prepare in enumerate(self.options.preparations):
                     with decoding_errors():
                         prepared = prepare(image, record.row)
