@@ -1,5 +1,6 @@
 """What `spai test` does: one model file after the other, each over every CSV."""
 
+import functools
 import importlib.metadata
 import logging
 import os
@@ -20,6 +21,7 @@ from spai.cli.progress import show_progress
 from spai.cli.scoring import ImageChoices, describe_metrics, score_settings, source_of
 from spai.data.loaders import LoadingOptions
 from spai.data.records import InputTable, natural_key
+from spai.data.thumbnails import thumbnails
 from spai.detectors import Detector, resolve_device, resolve_precision
 from spai.detectors.spai import SpaiFile
 from spai.engine.distributed import Ranks, local_rank, ranks_of_run
@@ -39,6 +41,7 @@ from spai.report.checkpoints import SUMMARY_FILES, CheckpointResults, write_chec
 from spai.report.results import RESULT_FILES, Results, write_results
 
 CHECKPOINTS = "ckpt_epoch_*.pth"
+PICTURE_SIDE = 224  # of the worst mistakes on the page, pixels
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +105,8 @@ class Evaluation:
         seconds = round(time.monotonic() - started, 3)
         everything = pd.concat(scores, ignore_index=True)
         facts |= {"ranks": ranks.world, "seconds": seconds}
-        results = write_results(checkpoint.output, everything, facts)
+        pictures = functools.partial(self._pictures, checkpoint.file.config)
+        results = write_results(checkpoint.output, everything, facts, pictures=pictures)
         for name, metrics in results.metrics.items():
             shown = describe_metrics(metrics)
             logger.info("%s: %s over %d images", name, shown, metrics.count)
@@ -129,6 +133,21 @@ class Evaluation:
         if ranks.is_main:
             predictions = show_progress(predictions, name=table.name, done=0, total=len(share))
         return gather_scores(table, predictions, ranks)
+
+    def _pictures(self, config: CfgNode, places: Sequence[int]) -> dict[int, bytes]:
+        """Return small pictures of the images at some places of all data sets' rows."""
+        found: dict[int, bytes] = {}
+        first = 0
+        for table in self.tables:
+            here = [place for place in places if first <= place < first + len(table.records)]
+            records = [table.records[place - first] for place in here]
+            source = source_of(table, self.choices.store(config))
+            made = thumbnails(
+                records, source, side=PICTURE_SIDE, max_pixels=self.choices.max_pixels
+            )
+            found |= {here[position]: picture for position, picture in made}
+            first += len(table.records)
+        return found
 
     def _facts(self, file: SpaiFile, detector: Detector) -> dict[str, Any]:
         return {

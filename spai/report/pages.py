@@ -18,9 +18,9 @@ from markupsafe import Markup
 from spai._version import __version__
 from spai.data.names import printable
 from spai.files import replacing_text
+from spai.report.tables import MISSING, percent
 
 TEMPLATES = Path(__file__).parent / "templates"
-MISSING = "–"
 
 
 def write_page(path: Path, template: str, *, script: str | None = None, **context: Any) -> None:
@@ -64,11 +64,6 @@ def fact_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
-
-
-def percent(value: float | None) -> str:
-    """Return a rate as per cent with one decimal."""
-    return MISSING if value is None else f"{100 * value:.1f}"
 
 
 @functools.cache

@@ -14,9 +14,11 @@ import pandas as pd
 
 from spai.engine.metrics import Floats, Metrics, log_odds
 from spai.files import replacing_text
+from spai.report.results_page import Pictures, write_results_page
+from spai.report.robustness import RobustnessRow, robustness_table
 from spai.report.tables import CrossTable, cross_table, dataset_metrics, markdown_report
 
-RESULT_FILES = ("metrics.json", "metrics.csv", "scores.csv", "report.md")
+RESULT_FILES = ("metrics.json", "metrics.csv", "scores.csv", "report.md", "report.html")
 SCORE_COLUMNS = ["dataset", "image", "class", "score", "error"]
 # Columns of text are of dtype object: Arrow strings cannot hold file names that are not UTF-8.
 NAME_LABELS = {"real_": 0, "fake_": 1}
@@ -33,15 +35,25 @@ class Results(NamedTuple):
     cross: CrossTable | None
 
 
-def write_results(output: Path, scores: pd.DataFrame, run: Mapping[str, object]) -> Results:
-    """Compute the metrics and write `metrics.json`, `metrics.csv`, `scores.csv`, `report.md`.
+def write_results(
+    output: Path,
+    scores: pd.DataFrame,
+    run: Mapping[str, object],
+    *,
+    robustness: Sequence[RobustnessRow] = (),
+    pictures: Pictures | None = None,
+) -> Results:
+    """Compute the metrics and write RESULT_FILES, and the figures of the page in `figures/`.
 
     Args:
-        output: a folder, made when missing; the four files in it are replaced.
+        output: a folder, made when missing; the files in it are replaced.
         scores: a row an image with the columns dataset, image, class (0 real, 1 generated), score
             in [0, 1], error (empty or missing: none) and, if known, logit. Without logits they are
             the log-odds of the scores. A row without a finite score and logit is an error.
         run: facts to record; paths, dates and other objects are recorded as text.
+        robustness: metrics of the images degraded, by data set and level.
+        pictures: returns small WebP pictures of the images at some places of `scores`, as far as
+            there are any; None shows names only.
 
     Raises:
         ValueError: no rows, or a class that is not 0 or 1.
@@ -54,6 +66,9 @@ def write_results(output: Path, scores: pd.DataFrame, run: Mapping[str, object])
         "run": run,
         "datasets": {name: dataclasses.asdict(m) for name, m in results.metrics.items()},
         "cross_table": None if results.cross is None else dataclasses.asdict(results.cross),
+        "robustness": [
+            {**row._asdict(), "metrics": dataclasses.asdict(row.metrics)} for row in robustness
+        ],
     }
     output.mkdir(parents=True, exist_ok=True)
     metric_rows = [_flat(name, m) for name, m in results.metrics.items()]
@@ -61,8 +76,14 @@ def write_results(output: Path, scores: pd.DataFrame, run: Mapping[str, object])
     _write(output / "scores.csv", _csv_text(SCORE_COLUMNS, score_rows))
     metric_text = _csv_text(metric_rows[0], (row.values() for row in metric_rows))
     _write(output / "metrics.csv", metric_text)
-    _write(output / "report.md", markdown_report(results.metrics, results.cross, rows, run))
+    markdown = markdown_report(
+        results.metrics, results.cross, rows, run, robustness=robustness_table(robustness)
+    )
+    _write(output / "report.md", markdown)
     _write(output / "metrics.json", json.dumps(_plain(record), indent=2, allow_nan=False) + "\n")
+    write_results_page(
+        output, rows, *results, _plain(run), robustness=robustness, pictures=pictures
+    )
     return results
 
 
