@@ -111,7 +111,6 @@ def _page_row(image: PageImage, columns: ScoreColumns) -> dict[str, Any]:
     if image.label is not None:
         details.insert(0, ("labelled", LABELS[image.label]))
     fields = {
-        "name": printable(row.name),
         "score": row.score,
         "error": printable(row.error),
         "verdict": None if verdict is None else printable(str(verdict)),
@@ -120,7 +119,8 @@ def _page_row(image: PageImage, columns: ScoreColumns) -> dict[str, Any]:
         "map": _base64(image.heat_map),
         "mask": None if mask is None or image.heat_map is None else printable(str(mask)),
     }
-    return {name: value for name, value in fields.items() if value not in (None, "", [])}
+    known = {name: value for name, value in fields.items() if value not in (None, "", [])}
+    return {"name": printable(row.name), **known}
 
 
 def _base64(content: bytes | None) -> str | None:
