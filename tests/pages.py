@@ -79,19 +79,17 @@ class Browser:
     """Headless Chromium."""
 
     def __init__(self) -> None:
-        selenium = pytest.importorskip("selenium", reason="selenium is not installed")
-        from selenium import webdriver
-
+        webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
         chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
         chromedriver = shutil.which("chromedriver")
         if chromium is None or chromedriver is None:
             pytest.skip("no chromium and chromedriver on this machine (make browser)")
-        assert selenium
         self._folder = tempfile.mkdtemp()
         options = webdriver.ChromeOptions()
         options.binary_location = chromium
         for option in (
             *("headless", "no-sandbox", "disable-gpu", "no-first-run", "hide-scrollbars"),
+            "disable-dev-shm-usage",
             *("disable-background-networking", "disable-component-update", "disable-sync"),
             f"user-data-dir={self._folder}",
         ):

@@ -40,8 +40,10 @@ def write_page(run: ScoringRun, rows: Mapping[int, ScoreRow], loading: LoadingOp
     """
     records = run.table.records
     sizes = picture_sizes(len(records))
-    if not sizes.thumbnail:
-        logger.warning("%s: too many images for pictures", run.files.page)
+    if sizes.thumbnail:
+        logger.info("%s: making pictures of %d images", run.files.page, len(records))
+    else:
+        logger.warning("%s: %d images are too many for pictures", run.files.page, len(records))
     scored = [record for record in records if rows[record.row].score is not None]
     limits = {"workers": loading.workers, "max_pixels": loading.max_pixels}
     pictures, maps = {}, {}

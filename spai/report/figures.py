@@ -136,7 +136,7 @@ def draw_roc(pairs: Mapping[str, tuple[Floats, Floats]]) -> Drawing:
         pairs: name to the finite logits of real and of generated images, none empty.
     """
     with figure_style():
-        figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+        figure = Figure(figsize=(7.0, 4.6), layout="constrained")
         axes = figure.subplots()
         inset = axes.inset_axes((0.47, 0.16, 0.5, 0.48), facecolor=PAPER)
         for number, (name, (real, generated)) in enumerate(pairs.items()):
@@ -152,7 +152,7 @@ def draw_roc(pairs: Mapping[str, tuple[Floats, Floats]]) -> Drawing:
         inset.set_xlabel("false positive rate, logarithmic", fontsize=7)
         inset.tick_params(labelsize=7)
         handles, names = axes.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside right upper", fontsize=8)
+        figure.legend(handles, names, loc="outside right upper", fontsize=8, handlelength=3)
         return finished(figure, "roc")
 
 

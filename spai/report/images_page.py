@@ -11,16 +11,10 @@ from typing import Any, NamedTuple
 
 from spai.data.names import printable
 from spai.data.scores import ScoreColumns, ScoreRow
-from spai.report.pages import fact_text, run_facts, write_page
+from spai.report.pages import run_facts, run_summary, write_page
 
 LABELS = {0: "real", 1: "generated"}
 BINS = 20
-COUNTS = {
-    "rows": "rows",
-    "scored": "scored",
-    "errors": "without a score",
-    "kept_from_earlier_run": "kept from an earlier run",
-}
 
 
 class PictureSizes(NamedTuple):
@@ -90,7 +84,7 @@ def write_images_page(
         scored=len(scores),
         failed=len(images) - len(scores),
         bins=_histogram(scores),
-        summary=_summary(run),
+        summary=run_summary(run),
         facts=run_facts(run),
     )
 
@@ -134,24 +128,3 @@ def _histogram(scores: Sequence[float]) -> list[tuple[int, float]]:
         counts[min(int(score * BINS), BINS - 1)] += 1
     most = max(*counts, 1)
     return [(count, count / most) for count in counts]
-
-
-def _summary(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the facts that most people look for."""
-    model = run.get("model", {})
-    counts = run.get("counts", {})
-    versions = run.get("versions", {})
-    shown = ("spai", "torch", "python")
-    facts = {
-        "Model": model.get("name"),
-        "SHA-256": model.get("sha256"),
-        "Device": model.get("device"),
-        "Precision": model.get("precision"),
-        "Images": ", ".join(
-            f"{counts[key]:,} {what}" for key, what in COUNTS.items() if key in counts
-        ),
-        "Versions": ", ".join(f"{name} {versions[name]}" for name in shown if name in versions),
-        "Seconds": run.get("seconds"),
-        "Command": run.get("command"),
-    }
-    return [(name, fact_text(value)) for name, value in facts.items() if value is not None]

@@ -18,9 +18,15 @@ from markupsafe import Markup
 from spai._version import __version__
 from spai.data.names import printable
 from spai.files import replacing_text
-from spai.report.tables import MISSING, percent
+from spai.report.tables import MISSING
 
 TEMPLATES = Path(__file__).parent / "templates"
+COUNTS = {
+    "rows": "rows",
+    "scored": "scored",
+    "errors": "without a score",
+    "kept_from_earlier_run": "kept from an earlier run",
+}
 
 
 def write_page(path: Path, template: str, *, script: str | None = None, **context: Any) -> None:
@@ -47,17 +53,33 @@ def write_page(path: Path, template: str, *, script: str | None = None, **contex
         )
 
 
-def data_uri(content: bytes, kind: str) -> str:
-    """Return what an `src` takes: `kind` is a media type such as image/webp."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def run_summary(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the facts that most people look for."""
+    model = run.get("model", {})
+    counts = run.get("counts", {})
+    versions = run.get("versions", {})
+    shown = ("spai", "torch", "python")
+    facts = {
+        "Model": model.get("name"),
+        "SHA-256": model.get("sha256"),
+        "Device": model.get("device"),
+        "Precision": model.get("precision"),
+        "Images": ", ".join(
+            f"{counts[key]:,} {what}" for key, what in COUNTS.items() if key in counts
+        ),
+        "Versions": ", ".join(f"{name} {versions[name]}" for name in shown if name in versions),
+        "Seconds": run.get("seconds"),
+        "Command": run.get("command"),
+    }
+    return [(name, _fact_text(value)) for name, value in facts.items() if value not in (None, "")]
 
 
 def run_facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the facts of a run as dotted names and texts, in their order."""
-    return [(name, fact_text(value)) for name, value in _leaves(run)]
+    return [(name, _fact_text(value)) for name, value in _leaves(run)]
 
 
-def fact_text(value: Any) -> str:
+def _fact_text(value: Any) -> str:
     """Return a fact as people read it."""
     if value is None or value == "" or value == []:
         return MISSING
@@ -75,7 +97,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"printable": printable, "percent": percent}
+    environment.filters["printable"] = printable
     return environment
 
 

@@ -23,7 +23,7 @@ from spai.report.figures import (
     draw_reliability,
     draw_roc,
 )
-from spai.report.pages import run_facts, write_page
+from spai.report.pages import run_facts, run_summary, write_page
 from spai.report.robustness import RobustnessRow, draw_robustness, robustness_table
 from spai.report.tables import (
     ERROR_ROWS,
@@ -60,7 +60,7 @@ def write_results_page(
     rows: pd.DataFrame,
     metrics: Mapping[str, Metrics],
     cross: CrossTable | None,
-    run: Mapping[str, object],
+    run: Mapping[str, Any],
     *,
     robustness: Sequence[RobustnessRow] = (),
     pictures: Pictures | None = None,
@@ -84,7 +84,7 @@ def write_results_page(
     write_page(
         output / "report.html",
         "results.html",
-        title="Results",
+        title=_title(run),
         images=len(rows),
         failed=len(failed),
         datasets=len(metrics),
@@ -101,8 +101,15 @@ def write_results_page(
         ),
         reasons=reasons.most_common(ERROR_ROWS),
         more_reasons=max(0, len(reasons) - ERROR_ROWS),
+        summary=run_summary(run),
         facts=run_facts(run),
     )
+
+
+def _title(run: Mapping[str, Any]) -> str:
+    """Name the model file: checkpoints of one training have a page each."""
+    file = run.get("model_file")
+    return "Results" if file is None else f"Results of {printable(Path(str(file)).name)}"
 
 
 def draw_figures(

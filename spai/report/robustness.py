@@ -71,7 +71,9 @@ def draw_robustness(rows: Sequence[RobustnessRow]) -> Drawing | None:
                 _panel(axes, rows, kind, measure, datasets)
             line[0].set_ylabel(MEASURES[measure])
         handles, names = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=8)
+        figure.legend(
+            handles, names, loc="outside lower center", ncols=4, fontsize=8, handlelength=4
+        )
         return finished(figure, "robustness")
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from spai.data.images import FileSource, RowImage, open_image
 from spai.data.records import ImageRecord
@@ -83,6 +84,18 @@ def test_scans_of_sixteen_bits_keep_their_greys():
 def test_transparency_is_dropped_as_the_model_drops_it():
     image = Image.new("RGBA", (500, 500), (200, 100, 50, 0))
     assert RowImage(image).thumbnail(96).getpixel((48, 48)) == (200, 100, 50)
+
+
+def test_ten_thousand_photographs_are_about_twenty_megabytes_of_text(tmp_path):
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    records = []
+    for number in range(40):
+        left, top = number * 5, number * 3
+        photos[number % 2].crop((left, top, left + 420, top + 280)).save(tmp_path / f"{number}.png")
+        records.append(ImageRecord(tmp_path / f"{number}.png", "", None, number))
+    sizes = [len(picture) for _, picture in thumbnails(records, FileSource(), side=96)]
+    in_base64 = 10_000 * 4 / 3 * np.mean(sizes)
+    assert 12e6 < in_base64 < 20e6
 
 
 def test_images_above_the_limit_have_none(tmp_path):

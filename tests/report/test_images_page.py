@@ -90,6 +90,7 @@ def test_the_page_says_what_a_score_is_and_what_was_run(page):
     for fact in ("photos", "5 images scored", "1 could not be", "evidence, not proof"):
         assert fact in text
     assert "where the model looked, not where an image was edited" in text
+    assert "spreadsheet" in text  # of names that begin like formulas
     for fact in ("ab" * 32, "tiny.safetensors", "1.25", "torch 2.9", "5 scored", "<b>photos</b>"):
         assert fact in text, fact
 
@@ -244,6 +245,7 @@ def test_a_heat_map_appears_on_focus_and_in_the_viewer(browser, page):
     button.click()
     assert browser.run("return document.getElementById('viewer-map').src").startswith("data:")
     assert browser.run("return !document.getElementById('viewer-hint').hidden")
+    assert browser.run("return document.getElementById('viewer').scrollTop") == 0
 
 
 @pytest.mark.parametrize("width", [1280, 390])

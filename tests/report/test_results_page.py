@@ -55,7 +55,9 @@ def results(tmp_path_factory):
     table = one_class()
     table.loc[3, "error"] = "cannot be decoded: <cut off>"
     output = tmp_path_factory.mktemp("results")
-    run = {"command": "spai test", "model_sha256": "ab" * 32, "device": "cpu", "seconds": 3.5}
+    model = {"name": "ckpt_epoch_7.pth", "sha256": "ab" * 32, "device": "cpu"}
+    run = {"command": "spai test", "model_file": "out/ckpt_epoch_7.pth", "seconds": 3.5}
+    run |= {"model": model, "inputs": [{"file": "a.csv"}, {"file": "b.csv"}]}
     write_results(
         output,
         table,
@@ -82,6 +84,14 @@ def test_the_page_has_every_part(results):
     page.check_self_contained()
     page.check_identifiers()
     assert page.count("script") == 0
+
+
+def test_the_page_is_named_by_its_model_and_lists_all_settings(results):
+    page = Page(results / "report.html")
+    assert page.text_of("h1") == "Results of ckpt_epoch_7.pth"
+    facts = dict(zip(page.texts["dt"], page.texts["dd"], strict=True))
+    assert facts["Device"] == facts["model.device"] == "cpu" and facts["Command"] == "spai test"
+    assert facts["inputs.2.file"] == "b.csv"
 
 
 def test_each_figure_is_in_the_page_and_in_two_files(results):

@@ -192,6 +192,7 @@
     element("viewer-previous").disabled = viewed === 0;
     element("viewer-next").disabled = viewed === found.length - 1;
     if (!element("viewer").open) element("viewer").showModal();
+    element("viewer").scrollTop = 0;
   }
 
   function closeViewer() {
