@@ -17,11 +17,11 @@ from yacs.config import CfgNode
 
 from spai import weights
 from spai.cli.options import command_line
+from spai.cli.page import pictures_at
 from spai.cli.progress import show_progress
 from spai.cli.scoring import ImageChoices, describe_metrics, score_settings, source_of
 from spai.data.loaders import LoadingOptions
 from spai.data.records import InputTable, natural_key
-from spai.data.thumbnails import thumbnails
 from spai.detectors import Detector, resolve_device, resolve_precision
 from spai.detectors.spai import SpaiFile
 from spai.engine.distributed import Ranks, local_rank, ranks_of_run
@@ -41,7 +41,6 @@ from spai.report.checkpoints import SUMMARY_FILES, CheckpointResults, write_chec
 from spai.report.results import RESULT_FILES, Results, write_results
 
 CHECKPOINTS = "ckpt_epoch_*.pth"
-PICTURE_SIDE = 224  # of the worst mistakes on the page, pixels
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +104,10 @@ class Evaluation:
         seconds = round(time.monotonic() - started, 3)
         everything = pd.concat(scores, ignore_index=True)
         facts |= {"ranks": ranks.world, "seconds": seconds}
-        pictures = functools.partial(self._pictures, checkpoint.file.config)
+        store = self.choices.store(checkpoint.file.config)
+        sources = [source_of(table, store) for table in self.tables]
+        limit = self.choices.max_pixels
+        pictures = functools.partial(pictures_at, self.tables, sources, limit)
         results = write_results(checkpoint.output, everything, facts, pictures=pictures)
         for name, metrics in results.metrics.items():
             shown = describe_metrics(metrics)
@@ -133,21 +135,6 @@ class Evaluation:
         if ranks.is_main:
             predictions = show_progress(predictions, name=table.name, done=0, total=len(share))
         return gather_scores(table, predictions, ranks)
-
-    def _pictures(self, config: CfgNode, places: Sequence[int]) -> dict[int, bytes]:
-        """Return small pictures of the images at some places of all data sets' rows."""
-        found: dict[int, bytes] = {}
-        first = 0
-        for table in self.tables:
-            here = [place for place in places if first <= place < first + len(table.records)]
-            records = [table.records[place - first] for place in here]
-            source = source_of(table, self.choices.store(config))
-            made = thumbnails(
-                records, source, side=PICTURE_SIDE, max_pixels=self.choices.max_pixels
-            )
-            found |= {here[position]: picture for position, picture in made}
-            first += len(table.records)
-        return found
 
     def _facts(self, file: SpaiFile, detector: Detector) -> dict[str, Any]:
         return {

@@ -1,10 +1,13 @@
-"""The page of `spai infer --report`: made when the scores are complete."""
+"""Pictures for pages: all images for `spai infer --report`, some for `spai test`.
+
+They are made when the scores are complete.
+"""
 
 import json
 import logging
 from collections.abc import Mapping, Sequence
 
-from spai.data.images import FileSource
+from spai.data.images import FileSource, Source
 from spai.data.loaders import LoadingOptions
 from spai.data.names import inner_name
 from spai.data.records import ImageRecord, InputTable
@@ -15,6 +18,8 @@ from spai.engine.scoring import ScoringRun
 from spai.report.images_page import PageImage, picture_sizes, write_images_page
 
 logger = logging.getLogger(__name__)
+
+MISTAKE_SIDE = 224  # longer side of a picture on the page of `spai test`, pixels
 
 
 def check_page(files: OutputFiles, table: InputTable) -> None:
@@ -59,6 +64,28 @@ def write_page(run: ScoringRun, rows: Mapping[int, ScoreRow], loading: LoadingOp
     facts = json.loads(run.files.run.read_text(encoding="utf-8"))
     del facts["stamps"]
     write_images_page(run.files.page, images, run.columns, title=run.table.name, run=facts)
+
+
+def pictures_at(
+    tables: Sequence[InputTable], sources: Sequence[Source], max_pixels: int, places: Sequence[int]
+) -> dict[int, bytes]:
+    """Return small pictures of some images, as far as they can be read.
+
+    Args:
+        tables: data sets, whose images are numbered through.
+        sources: where the images of each come from.
+        max_pixels: larger images have none.
+        places: numbers of the images.
+    """
+    found: dict[int, bytes] = {}
+    first = 0
+    for table, source in zip(tables, sources, strict=True):
+        here = [place for place in places if first <= place < first + len(table.records)]
+        records = [table.records[place - first] for place in here]
+        made = thumbnails(records, source, side=MISTAKE_SIDE, max_pixels=max_pixels)
+        found |= {here[position]: picture for position, picture in made}
+        first += len(table.records)
+    return found
 
 
 def _heat_maps(
