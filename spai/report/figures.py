@@ -130,15 +130,16 @@ def series_style(number: int) -> dict[str, Any]:
 
 
 def draw_roc(pairs: Mapping[str, tuple[Floats, Floats]]) -> Drawing:
-    """Draw ROC curves, with an inset whose false positive rate is logarithmic.
+    """Draw ROC curves, also over a logarithmic false positive rate.
 
     Args:
         pairs: name to the finite logits of real and of generated images, none empty.
     """
     with figure_style():
-        figure = Figure(figsize=(7.0, 4.6), layout="constrained")
-        axes = figure.subplots()
-        inset = axes.inset_axes((0.47, 0.16, 0.5, 0.48), facecolor=PAPER)
+        figure = Figure(figsize=(8.4, 4.8), layout="constrained")
+        grid = figure.add_gridspec(2, 2, width_ratios=(5, 3))
+        # Beside the curves, not in them: it would hide those of a poor detector.
+        axes, inset = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[1, 1])
         for number, (name, (real, generated)) in enumerate(pairs.items()):
             labels = np.repeat((0, 1), (len(real), len(generated)))
             fpr, tpr, _ = roc_curve(labels, np.concatenate((real, generated)))
@@ -149,10 +150,15 @@ def draw_roc(pairs: Mapping[str, tuple[Floats, Floats]]) -> Drawing:
         axes.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
         inset.set(xscale="log", xlim=(min(LOG_TICKS), 1), ylim=(0, 1.01))
         inset.set_xticks(list(LOG_TICKS), list(LOG_TICKS.values()))
-        inset.set_xlabel("false positive rate, logarithmic", fontsize=7)
-        inset.tick_params(labelsize=7)
+        inset.set_xlabel("false positive rate, logarithmic")
+        legend = figure.add_subplot(grid[0, 1])
+        legend.set_axis_off()
         handles, names = axes.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside right upper", fontsize=8, handlelength=3)
+        columns = 1 + (len(pairs) > 13)
+        size = 8 if len(pairs) <= 20 else 6
+        legend.legend(
+            handles, names, loc="upper left", fontsize=size, ncols=columns, handlelength=3
+        )
         return finished(figure, "roc")
 
 
