@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install test test-fast lint benchmark clean
+# A browser for the tests of HTML pages: taken from Debian where that is possible, else those skip.
+BROWSER := command -v chromium >/dev/null && command -v chromedriver >/dev/null
+
+.PHONY: help install browser test test-fast lint benchmark clean
 
 help:
 	@echo "make test       set up, check the style and run all tests"
@@ -22,10 +25,17 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
 
-test: lint
+browser:
+	@$(BROWSER) || { [ "$$(id -u)" = 0 ] && command -v apt-get \
+		&& export DEBIAN_FRONTEND=noninteractive && timeout 300 apt-get update \
+		&& timeout 600 apt-get install --yes --no-install-recommends chromium chromium-driver; \
+		} >/dev/null 2>&1 </dev/null || true
+	@$(BROWSER) || echo "no chromium and chromedriver here: tests in a browser will be skipped"
+
+test: lint browser
 	$(BIN)/python -m pytest
 
-test-fast: install
+test-fast: install browser
 	$(BIN)/python -m pytest -m "not slow"
 
 lint: install

@@ -1,7 +1,7 @@
 """Shared fixtures: models with formula weights, photographs made by formula."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 from spai.checkpoint import save_safetensors
 from spai.config import load_config
 from tests.helpers import REFERENCE, TINY, formula_model
+from tests.pages import Browser
 from tests.recipe import reference_image
 
 
@@ -54,6 +55,14 @@ def photos(tmp_path: Path) -> Path:
     for seed, (height, width) in enumerate(sizes, 1):
         Image.fromarray(reference_image(height, width, seed)).save(folder / f"img{seed}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Return a headless Chromium; without one the test is skipped."""
+    chromium = Browser()
+    yield chromium
+    chromium.quit()
 
 
 @pytest.fixture(autouse=True)

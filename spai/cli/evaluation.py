@@ -1,5 +1,6 @@
 """What `spai test` does: one model file after the other, each over every CSV."""
 
+import functools
 import importlib.metadata
 import logging
 import os
@@ -16,6 +17,7 @@ from yacs.config import CfgNode
 
 from spai import weights
 from spai.cli.options import command_line
+from spai.cli.page import pictures_at
 from spai.cli.perturbations import parse_levels
 from spai.cli.progress import show_progress
 from spai.cli.scoring import ImageChoices, describe_metrics, score_settings, source_of
@@ -39,6 +41,7 @@ from spai.files import file_sha256
 from spai.report.checkpoints import SUMMARY_FILES, CheckpointResults, write_checkpoints
 from spai.report.perturbed import PERTURBED_FILES, PerturbedScores, write_perturbed
 from spai.report.results import RESULT_FILES, Results, write_results
+from spai.report.results_page import Pictures
 
 CHECKPOINTS = "ckpt_epoch_*.pth"
 
@@ -104,7 +107,11 @@ class Evaluation:
         facts = self._facts(checkpoint.file, detector)
         seconds = round(time.monotonic() - started, 3)
         facts |= {"ranks": ranks.world, "seconds": seconds}
-        results = self._write(checkpoint.output, scores, facts)
+        store = self.choices.store(checkpoint.file.config)
+        sources = [source_of(table, store) for table in self.tables]
+        limit = self.choices.max_pixels
+        pictures = functools.partial(pictures_at, self.tables, sources, limit)
+        results = self._write(checkpoint.output, scores, facts, pictures)
         for name, metrics in results.metrics.items():
             shown = describe_metrics(metrics)
             logger.info("%s: %s over %d images", name, shown, metrics.count)
@@ -133,13 +140,18 @@ class Evaluation:
         return gather_scores(table, predictions, ranks)
 
     def _write(
-        self, output: Path, scores: Sequence[list[pd.DataFrame]], facts: dict[str, Any]
+        self,
+        output: Path,
+        scores: Sequence[list[pd.DataFrame]],
+        facts: dict[str, Any],
+        pictures: Pictures,
     ) -> Results:
         """Write the results from the rows of each data set and preparation."""
         first, *others = (pd.concat(rows, ignore_index=True) for rows in zip(*scores, strict=True))
         levels = zip(self.choices.levels, others, strict=True)
         perturbed = [PerturbedScores(*level, rows) for level, rows in levels]
-        return write_results(output, first, facts, write_perturbed(output, first, perturbed))
+        robustness = write_perturbed(output, first, perturbed)
+        return write_results(output, first, facts, robustness=robustness, pictures=pictures)
 
     def _facts(self, file: SpaiFile, detector: Detector) -> dict[str, Any]:
         return {

@@ -67,6 +67,12 @@ from spai.cli import options
     help="Keep what an interrupted or earlier run with the same settings has scored.",
 )
 @click.option(
+    "--report",
+    "page",
+    is_flag=True,
+    help="Also write <output>/<name>.html: pictures and scores, to sort and filter in a browser.",
+)
+@click.option(
     "--format",
     "kind",
     type=click.Choice(["csv", "json", "parquet"]),

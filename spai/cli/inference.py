@@ -11,10 +11,12 @@ import numpy as np
 
 from spai import weights
 from spai.cli.options import Failure, command_line
+from spai.cli.page import check_page, write_page
 from spai.cli.progress import show_progress
 from spai.cli.scoring import ImageChoices, describe_metrics, score_settings, source_of
 from spai.data.images import LmdbSource
 from spai.data.loaders import LoadingOptions
+from spai.data.names import printable
 from spai.data.records import InputTable, as_text, check_distinct_outputs, read_input
 from spai.data.scores import ScoreColumns, ScoreRow, needs_parquet
 from spai.detectors import (
@@ -53,6 +55,7 @@ def run_infer(
     max_patches: int | None,
     recursive: bool,
     resume: bool,
+    page: bool,
     kind: str,
     calibration: Path | None,
     attention_maps: bool,
@@ -111,6 +114,8 @@ def run_infer(
         for table in tables:
             source = source_of(table, choices.store(file.config))
             files = OutputFiles(output, table.name, kind)
+            if page:
+                check_page(files, table)
             own = {
                 **settings,
                 "input": as_text(str(table.source.resolve())),
@@ -131,7 +136,7 @@ def run_infer(
             max_patches=max_patches,
         )
         del file  # its tensors, which the model may hold in another precision
-        failed = sum(_score(run, detector, loading, ranks, thresholds) for run in runs)
+        failed = sum(_score(run, detector, loading, ranks, thresholds, page=page) for run in runs)
     if strict and failed:
         raise Failure(f"{failed} images could not be scored (--strict)")
 
@@ -142,6 +147,8 @@ def _score(
     loading: LoadingOptions,
     ranks: Ranks,
     calibration: CalibrationFile | None,
+    *,
+    page: bool,
 ) -> int:
     """Score one input and say what came of it; return the number of images without a score."""
     table = run.table
@@ -171,12 +178,21 @@ def _score(
         raise Failure(f"{table.source}: {reason}. {kept}") from error
     if not ranks.is_main:
         return 0
-    return _report(table, rows, run.files.final)
+    failed = _report(table, rows, run.files.final)
+    if page:
+        _write_page(run, rows, loading)
+    return failed
 
 
-def printable(name: str) -> str:
-    """Return a file name without what a terminal would act on."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in name)
+def _write_page(run: ScoringRun, rows: Mapping[int, ScoreRow], loading: LoadingOptions) -> None:
+    try:
+        write_page(run, rows, loading)
+    except KeyboardInterrupt as error:
+        raise Failure(
+            f"{run.files.page}: interrupted; the scores are complete in {run.files.final}, and the "
+            "same command with --resume makes the page"
+        ) from error
+    logger.info("%s: written", run.files.page)
 
 
 def _report(table: InputTable, rows: Mapping[int, ScoreRow], final: Path) -> int:

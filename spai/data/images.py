@@ -7,6 +7,7 @@ alpha dropped, the first frame of an animation. 16-bit greyscale is scaled to 8 
 import contextlib
 import importlib.util
 import io
+import math
 import os
 import stat
 import threading
@@ -39,7 +40,7 @@ EXTENSIONS = frozenset(
     )
 )
 HEADER_BYTES = 512
-PREVIEW_BAND = 512  # about as many rows are converted at once for a preview
+REDUCED_ROWS = 256  # rows converted at once for a small copy, so that a huge image is there once
 
 
 class ImageError(ValueError):
@@ -176,15 +177,8 @@ class RowImage:
         Both sides are divided by the same whole number, rounded up, and each pixel is the mean of
         those it stands for. Read in bands, so that a large image is not converted as a whole.
         """
-        width, height = self._image.size
-        factor = -(-max(width, height) // longest)
-        band = factor * max(1, PREVIEW_BAND // factor)
-        parts = []
-        for top in range(0, height, band):
-            with decoding_errors(), _no_pixel_limit():
-                part = self._image.crop((0, top, width, min(top + band, height)))
-                parts.append(np.asarray(_to_rgb(part).reduce(factor)))
-        return torch.from_numpy(np.concatenate(parts)).permute(2, 0, 1)
+        factor = -(-max(self._image.size) // longest)
+        return torch.from_numpy(np.array(self._reduced(factor))).permute(2, 0, 1)
 
     def shrink(self, longest: int) -> "RowImage":
         """Return the image with its longer side at most `longest` pixels (Lanczos)."""
@@ -194,6 +188,27 @@ class RowImage:
             return self
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         return RowImage(_to_rgb(self._image).resize(size, Image.Resampling.LANCZOS))
+
+    def thumbnail(self, longest: int) -> Image.Image:
+        """Return a small RGB copy for people to look at, its longer side at most `longest` pixels.
+
+        It is reduced in bands to about twice its size and then resampled: quick, and in little
+        memory. Scores never come from it.
+        """
+        small = self._reduced(max(1, max(self._image.size) // (2 * longest)))
+        small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+        return small
+
+    def _reduced(self, factor: int) -> Image.Image:
+        """Return the image with both sides divided by a whole number, rounded up."""
+        width, height = self._image.size
+        small = Image.new("RGB", (math.ceil(width / factor), math.ceil(height / factor)))
+        rows = factor * max(1, REDUCED_ROWS // factor)
+        with decoding_errors(), _no_pixel_limit():
+            for top in range(0, height, rows):
+                band = self._image.crop((0, top, width, min(top + rows, height)))
+                small.paste(_to_rgb(band).reduce(factor), (0, top // factor))
+        return small
 
 
 class OpenedImage:
@@ -207,13 +222,21 @@ class OpenedImage:
         """Width times height."""
         return self._image.width * self._image.height
 
-    def decode(self) -> RowImage:
-        """Decode all pixels.
+    def decode(self, at_least: int | None = None) -> RowImage:
+        """Decode all pixels, or a smaller version where the format offers one.
+
+        Args:
+            at_least: None for all pixels; else a JPEG may come out at a half, a quarter or an
+                eighth of its size, its longer side not below this, at a fraction of the cost.
 
         Raises:
             ImageError: the data are damaged or of a kind that cannot be shown as RGB.
         """
         with decoding_errors(), _no_pixel_limit():  # TIFF and ICO check it again
+            if at_least is not None:
+                scale = at_least / max(self._image.size)
+                width, height = (max(1, math.ceil(side * scale)) for side in self._image.size)
+                self._image.draft(None, (width, height))
             self._image.load()
             return RowImage(self._image)
 

@@ -83,6 +83,7 @@ class LoadingOptions:
         preparations: the versions of each image that are wanted, in order.
         pin_memory: keep pieces where a GPU copies them fastest.
         preview: longest side of the previews of the first preparations, pixels; None for none.
+        at_least: None for all pixels; else smaller versions do, as of `OpenedImage.decode`.
     """
 
     workers: int = 0
@@ -91,6 +92,7 @@ class LoadingOptions:
     preparations: tuple[Preparation, ...] = (Preparation(),)
     pin_memory: bool = False
     preview: int | None = None
+    at_least: int | None = None
 
 
 def load_pieces(
@@ -161,7 +163,7 @@ class _Pieces(IterableDataset[LoadedPiece]):
                 stamp = opened.stamp
                 if opened.pixels > HUGE_PIXELS:
                     stack.enter_context(self.turn)
-                image = opened.decode()
+                image = opened.decode(self.options.at_least)
                 for variant in versions:
                     yield from self._version_pieces(position, variant, image, stamp)
         except ImageError as error:

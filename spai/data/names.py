@@ -1,4 +1,4 @@
-"""Names from a CSV under which something is written."""
+"""Names of users' files: where they may lead, how they are shown."""
 
 from pathlib import PurePosixPath, PureWindowsPath
 
@@ -26,3 +26,13 @@ def inner_name(name: str, *, where: str) -> str:
             "give a relative path without '..', such as folder/image.png"
         )
     return path.as_posix()
+
+
+def printable(name: str) -> str:
+    r"""Return a name with escapes for what a terminal or a browser would act on.
+
+    Example:
+        >>> printable("a\u202egnp.exe")
+        'a\\u202egnp.exe'
+    """
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in name)

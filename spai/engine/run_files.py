@@ -41,6 +41,11 @@ class OutputFiles:
         return self.folder / f"{self.name}.run.json"
 
     @property
+    def page(self) -> Path:
+        """The scores for people to look at."""
+        return self.folder / f"{self.name}.html"
+
+    @property
     def running(self) -> Path:
         """The settings of a run that is not finished."""
         return self.folder / f"{self.name}.run.json.partial"

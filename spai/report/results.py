@@ -14,26 +14,16 @@ import pandas as pd
 
 from spai.engine.metrics import Floats, Metrics, log_odds
 from spai.files import replacing_text
-from spai.report.robustness import HEADING, RobustnessRow, robustness_table
-from spai.report.tables import (
-    CrossTable,
-    cross_table,
-    dataset_metrics,
-    markdown_report,
-    markdown_table,
-)
+from spai.report.results_page import Pictures, write_results_page
+from spai.report.robustness import RobustnessRow, robustness_table
+from spai.report.tables import CrossTable, cross_table, dataset_metrics, markdown_report
 
-RESULT_FILES = ("metrics.json", "metrics.csv", "scores.csv", "report.md")
+RESULT_FILES = ("metrics.json", "metrics.csv", "scores.csv", "report.md", "report.html")
 SCORE_COLUMNS = ["dataset", "image", "class", "score", "error"]
 # Columns of text are of dtype object: Arrow strings cannot hold file names that are not UTF-8.
 NAME_LABELS = {"real_": 0, "fake_": 1}
 NOT_SCORED = "not scored"
 NOT_FINITE = "the score is not a finite number"
-ROBUSTNESS_NOTE = """\
-The same images after one degradation each; `none` are the images as they are. Rates in per cent.
-An image that a degradation cannot be applied to has no score at that level only.
-"""
-
 log = logging.getLogger(__name__)
 
 
@@ -48,18 +38,22 @@ def write_results(
     output: Path,
     scores: pd.DataFrame,
     run: Mapping[str, object],
+    *,
     robustness: Sequence[RobustnessRow] = (),
+    pictures: Pictures | None = None,
 ) -> Results:
-    """Compute the metrics and write `metrics.json`, `metrics.csv`, `scores.csv`, `report.md`.
+    """Compute the metrics and write RESULT_FILES, and the figures of the page in `figures/`.
 
     Args:
-        output: a folder, made when missing; the four files in it are replaced.
+        output: a folder, made when missing; the files in it are replaced.
         scores: a row an image with the columns dataset, image, class (0 real, 1 generated), score
             in [0, 1], error (empty or missing: none) and, if known, logit. Without logits they are
             the log-odds of the scores. A row without a finite score and logit is an error.
         run: facts to record; paths, dates and other objects are recorded as text.
-        robustness: metrics of the images after degradations; with any, `robustness.csv` is
-            written too.
+        robustness: metrics of the images degraded, by data set and level; with any,
+            `robustness.csv` is written too.
+        pictures: returns small WebP pictures of the images at some places of `scores`, as far as
+            there are any; None shows names only.
 
     Raises:
         ValueError: no rows, or a class that is not 0 or 1.
@@ -82,15 +76,17 @@ def write_results(
     _write(output / "scores.csv", _csv_text(SCORE_COLUMNS, score_rows))
     metric_text = _csv_text(metric_rows[0], (row.values() for row in metric_rows))
     _write(output / "metrics.csv", metric_text)
-    sections = []
     if robustness:
         levels = [_flat_level(row) for row in robustness]
         _write(output / "robustness.csv", _csv_text(levels[0], (row.values() for row in levels)))
-        table = markdown_table(HEADING, robustness_table(robustness))
-        sections = ["## Robustness", ROBUSTNESS_NOTE.strip(), table]
-    text = markdown_report(results.metrics, results.cross, rows, run, sections)
-    _write(output / "report.md", text)
+    markdown = markdown_report(
+        results.metrics, results.cross, rows, run, robustness=robustness_table(robustness)
+    )
+    _write(output / "report.md", markdown)
     _write(output / "metrics.json", json.dumps(_plain(record), indent=2, allow_nan=False) + "\n")
+    write_results_page(
+        output, rows, *results, _plain(run), robustness=robustness, pictures=pictures
+    )
     return results
 
 

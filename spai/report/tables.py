@@ -13,7 +13,13 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from spai.engine.metrics import Floats, Interval, Metrics, compute_metrics
+from spai.engine.metrics import (
+    INTERVAL_QUANTILES,
+    Floats,
+    Interval,
+    Metrics,
+    compute_metrics,
+)
 
 MISSING = "–"
 ERROR_ROWS = 20
@@ -28,6 +34,14 @@ AUC of each generator against each source of real images. The figure of a genera
 over the real sources; AVG is the mean over the generators. Beside it, the share of the generator's
 images with a score above 0.5.
 """
+ROBUSTNESS_NOTE = """\
+The same images after one degradation each; `none` are the images as they are. Rates in per cent.
+An image that a degradation cannot be applied to has no score at that level only.
+"""
+ROBUSTNESS_HEADING = (
+    *("Data set", "Perturbation", "Level"),
+    *("AUC", "AP", "ACC at 0.5", "No score"),
+)
 # Markdown and HTML read these as markup; an entity is text in every reader.
 ENTITIES = str.maketrans({mark: f"&#{ord(mark)};" for mark in "&<>|\\`*[]~$"})
 
@@ -75,6 +89,47 @@ def cross_table(rows: pd.DataFrame) -> CrossTable | None:
     return CrossTable(tuple(generated), tuple(real), auc, mean, _complete_mean(mean))
 
 
+def cross_intervals(
+    rows: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """Return the 95 % bootstrap interval of each generator's mean AUC in the cross table.
+
+    Each resample draws the generator's images and those of every real source anew, with
+    replacement; generators that have no mean are left out.
+    """
+    generated, real = (
+        {name: np.sort(_finite(part)) for name, part in _datasets(rows, kind)} for kind in (1, 0)
+    )
+    sources = list(real.values())
+    if not sources or not all(map(len, sources)):
+        return {}
+    intervals = {}
+    for name, fakes in generated.items():
+        if len(fakes):
+            samples = _mean_auc_samples(fakes, sources, resamples=resamples, seed=seed)
+            low, high = np.quantile(samples, INTERVAL_QUANTILES)
+            intervals[name] = (float(low), float(high))
+    return intervals
+
+
+def ranked_pairs(rows: pd.DataFrame) -> dict[str, tuple[Floats, Floats]]:
+    """Return what ROC curves are made of: name to logits of real and of generated images.
+
+    A data set of both classes is compared with itself; one of generated images only with the real
+    images of all data sets that hold nothing else.
+    """
+    reals = [_finite(part) for _, part in _datasets(rows, 0)]
+    pooled = np.concatenate(reals) if reals else np.empty(0)
+    pairs = {}
+    for name, part in _datasets(rows):
+        logits, labels = scored_logits(part), part["class"].to_numpy()
+        fakes, own = (logits[np.isfinite(logits) & (labels == kind)] for kind in (1, 0))
+        against = own if (labels == 0).any() else pooled
+        if len(fakes) and len(against):
+            pairs[name] = (against, fakes)
+    return pairs
+
+
 def scored_logits(rows: pd.DataFrame) -> Floats:
     """Return the logits [rows], NaN for rows with an error."""
     logits = rows["logit"].to_numpy(dtype=np.float64)
@@ -86,16 +141,22 @@ def markdown_report(
     cross: CrossTable | None,
     rows: pd.DataFrame,
     run: Mapping[str, object],
-    further: Sequence[str] = (),
+    *,
+    robustness: Sequence[Sequence[str]] = (),
 ) -> str:
-    """Write the tables as one Markdown page, `further` sections among them; rates in per cent."""
+    """Write the tables as one Markdown page; rates in per cent."""
     sections = ["# SPAI results", "## Metrics", "Rates in per cent, with 95 % intervals."]
-    sections += [markdown_table(_METRIC_HEADING, _metric_rows(metrics)), THRESHOLD_NOTE.strip()]
+    sections += [markdown_table(_METRIC_HEADING, metric_rows(metrics)), THRESHOLD_NOTE.strip()]
     if cross is not None:
         heading = ("Generator", *cross.sources, "Mean AUC", "ACC at 0.5")
         sections += ["## Cross table", CROSS_NOTE.strip()]
-        sections.append(markdown_table(heading, _cross_rows(cross, metrics)))
-    sections += further
+        sections.append(markdown_table(heading, cross_rows(cross, metrics)))
+    if robustness:
+        sections += [
+            "## Robustness",
+            ROBUSTNESS_NOTE.strip(),
+            markdown_table(ROBUSTNESS_HEADING, robustness),
+        ]
     sections += ["## Images without a score", *_error_section(rows)]
     facts = {key: str(run[key]) for key in run if isinstance(run[key], str | int | float | Path)}
     if facts:
@@ -126,27 +187,29 @@ _METRIC_HEADING = (
 )
 
 
-def _metric_rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, ...]]:
+def metric_rows(metrics: Mapping[str, Metrics]) -> list[tuple[str, ...]]:
+    """Return the cells of the table of metrics, a row a data set; rates in per cent."""
     return [
         (
             name,
             *(f"{count:,}" for count in (m.real, m.generated, m.errors)),
-            _percent(m.auc) + _percent_interval(m.auc_interval),
-            *(_percent(value) for value in (m.ap, m.tpr_at_1_fpr, m.tpr_at_5_fpr, m.eer)),
-            _percent(m.acc) + _percent_interval(m.acc_interval),
-            *(_percent(value) for value in (m.balanced_acc, m.acc_real, m.acc_generated, m.ece)),
+            percent(m.auc) + _percent_interval(m.auc_interval),
+            *(percent(value) for value in (m.ap, m.tpr_at_1_fpr, m.tpr_at_5_fpr, m.eer)),
+            percent(m.acc) + _percent_interval(m.acc_interval),
+            *(percent(value) for value in (m.balanced_acc, m.acc_real, m.acc_generated, m.ece)),
             MISSING if m.loss is None else f"{m.loss:.4f}",
         )
         for name, m in metrics.items()
     ]
 
 
-def _cross_rows(cross: CrossTable, metrics: Mapping[str, Metrics]) -> list[tuple[str, ...]]:
+def cross_rows(cross: CrossTable, metrics: Mapping[str, Metrics]) -> list[tuple[str, ...]]:
+    """Return the cells of the cross table, a row a generator and AVG; rates in per cent."""
     rows = [
-        (name, *(_percent(value) for value in (*row, mean, metrics[name].acc)))
+        (name, *(percent(value) for value in (*row, mean, metrics[name].acc)))
         for name, row, mean in zip(cross.generators, cross.auc, cross.mean, strict=True)
     ]
-    return [*rows, ("AVG", *("" for _ in cross.sources), _percent(cross.average), "")]
+    return [*rows, ("AVG", *("" for _ in cross.sources), percent(cross.average), "")]
 
 
 def _error_section(rows: pd.DataFrame) -> list[str]:
@@ -179,17 +242,44 @@ def _auc(generated: Floats, real: Floats) -> float | None:
     return float(roc_auc_score(labels[finite], logits[finite]))
 
 
+def _finite(rows: pd.DataFrame) -> Floats:
+    logits = scored_logits(rows)
+    return logits[np.isfinite(logits)]
+
+
+def _mean_auc_samples(
+    generated: Floats, sources: Sequence[Floats], *, resamples: int, seed: int
+) -> Floats:
+    """Return the mean over the sources of AUC [R], ties counted half."""
+    values, codes = np.unique(np.concatenate((generated, *sources)), return_inverse=True)
+    fakes, *reals = np.split(codes, np.cumsum([len(generated), *map(len, sources)])[:-1])
+    rng = np.random.default_rng(seed)
+    samples = np.empty(resamples)
+    for index in range(resamples):
+        drawn = np.bincount(fakes[rng.integers(len(fakes), size=len(fakes))], minlength=len(values))
+        total = 0.0
+        for real in reals:
+            counts = np.bincount(
+                real[rng.integers(len(real), size=len(real))], minlength=len(values)
+            )
+            ranked_below = np.cumsum(counts) - 0.5 * counts
+            total += (drawn * ranked_below).sum() / (len(fakes) * len(real))
+        samples[index] = total / len(reals)
+    return samples
+
+
 def _complete_mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Return a rate in per cent with one decimal."""
     return MISSING if value is None else f"{100 * value:.1f}"
 
 
 def _percent_interval(interval: Interval | None) -> str:
-    return "" if interval is None else f" ({_percent(interval[0])} to {_percent(interval[1])})"
+    return "" if interval is None else f" ({percent(interval[0])} to {percent(interval[1])})"
 
 
 def _markdown_text(text: str) -> str:

@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from spai.cli.report import command
+from tests.pages import Page
 
 TOY = {
     "real_coco": [0.1, 0.4],
@@ -52,6 +53,14 @@ def test_cross_table_of_six_files_equals_arithmetic_by_hand(toy, tmp_path):
     assert list(record["datasets"]) == list(TOY)
     assert "56.2 %" in result.stderr
     assert result.stdout == f"{tmp_path / 'out' / 'report.md'}\n"
+
+
+def test_the_page_names_mistakes_and_shows_no_pictures(toy, tmp_path):
+    run(*scores_options(toy), "--output", tmp_path / "out")
+    page = Page(tmp_path / "out" / "report.html")
+    assert page.count("img") == 0 and "0.png" in page.texts["bdi"]
+    assert "56.2" in page.text_of("td")
+    page.check_self_contained()
 
 
 def test_run_facts_identify_the_inputs(toy, tmp_path):

@@ -27,6 +27,7 @@ from spai.detectors.spai import SpaiFile
 from spai.engine.metrics import log_odds
 from spai.report.results import RESULT_FILES
 from tests.helpers import formula_model
+from tests.pages import Page
 from tests.recipe import reference_image
 
 REFERENCE_COMMAND = r"""
@@ -112,7 +113,8 @@ def test_the_reference_command_works_word_for_word(
     assert words[:4] == ["python", "-m", "spai", "test"]
     result = run(*words[4:])
     assert result.exit_code == 0, result.output
-    assert {path.name for path in (tmp_path / "output/spai/test").iterdir()} == set(RESULT_FILES)
+    written = {path.name for path in (tmp_path / "output/spai/test").iterdir()}
+    assert written == {*RESULT_FILES, "figures"}
     found = record(tmp_path / "output/spai/test")["datasets"]["both"]
     assert (found["real"], found["generated"], found["errors"]) == (4, 4, 0)
     assert result.stdout == f"{Path('output/spai/test/report.md')}\n"
@@ -134,6 +136,17 @@ def test_scores_and_metrics_are_those_of_the_detector(evaluate, sets, tiny_model
     loss = np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean()
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-9)
     assert f"AUC {metrics['auc']:.4f} over 8 images" in result.stderr
+
+
+def test_the_page_shows_the_worst_mistakes(evaluate, sets, tmp_path):
+    result = evaluate("--test-csv", sets / "real.csv", "--test-csv", sets / "fake.csv")
+    assert result.exit_code == 0, result.output
+    page = Page(tmp_path / "out" / "report.html")
+    scores = read(tmp_path / "out" / "scores.csv")
+    wrong = [row for row in scores if (float(row["score"]) > 0.5) == (row["class"] == "0")]
+    assert wrong and page.count("img") == len(wrong)
+    assert sorted(page.texts["bdi"]) == sorted(row["image"] for row in wrong)
+    page.check_self_contained()
 
 
 def test_one_class_csvs_give_a_cross_table_and_null_instead_of_numbers(evaluate, sets, tmp_path):
