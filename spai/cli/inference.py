@@ -16,7 +16,7 @@ from spai.data.images import LmdbSource
 from spai.data.loaders import LoadingOptions
 from spai.data.records import InputTable, as_text, check_distinct_outputs, read_input
 from spai.data.scores import ScoreColumns, ScoreRow, needs_parquet
-from spai.detectors import Detector, check_backend, open_detector, resolve_device, resolve_precision
+from spai.detectors import Detector, open_detector, resolve_device, resolve_precision
 from spai.engine.distributed import Ranks, local_rank, ranks_of_run
 from spai.engine.metrics import compute_metrics, log_odds
 from spai.engine.run_files import OutputFiles, check_output_folder
@@ -67,7 +67,6 @@ def run_infer(
         LmdbSource(choices.lmdb, tables[0].root)
     chosen = resolve_device(device, local_rank=local_rank())
     chosen_precision = resolve_precision(precision, chosen)
-    check_backend(backend)
     path = weights.find_weights(model) if model is not None else weights.default_weights()
     file = open_detector(path, cfg=cfg, overrides=overrides)
     loading = choices.loading_options(file.config, chosen)
