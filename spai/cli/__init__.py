@@ -16,7 +16,9 @@ COMMANDS = {
     "train": "Train the spectral heads on labelled images.",
     "test": "Measure a model on labelled CSVs.",
     "report": "Compute metrics and tables from score CSVs.",
-    "weights": "List, download and verify model files.",
+    "export-onnx": "Write a model as ONNX files.",
+    "validate-onnx": "Compare ONNX files with the model.",
+    "weights": "List, download, verify and convert model files.",
 }
 
 

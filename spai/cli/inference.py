@@ -11,15 +11,22 @@ import numpy as np
 from spai import weights
 from spai.cli.options import Failure, command_line
 from spai.cli.progress import show_progress
-from spai.cli.scoring import ImageChoices, describe_metrics, score_settings, source_of
+from spai.cli.scoring import (
+    ImageChoices,
+    describe_metrics,
+    enough_patches,
+    score_settings,
+    source_of,
+)
 from spai.data.images import LmdbSource
 from spai.data.loaders import LoadingOptions
 from spai.data.records import InputTable, as_text, check_distinct_outputs, read_input
 from spai.data.scores import ScoreColumns, ScoreRow, needs_parquet
 from spai.detectors import Detector, open_detector, resolve_device, resolve_precision
+from spai.detectors.spai import build_cutter
 from spai.engine.distributed import Ranks, local_rank, ranks_of_run
 from spai.engine.metrics import compute_metrics, log_odds
-from spai.engine.run_files import OutputFiles, check_output_folder
+from spai.engine.run_files import OutputFiles, check_output_folder, earlier_backend
 from spai.engine.scoring import ScoringRun
 
 logger = logging.getLogger(__name__)
@@ -70,19 +77,34 @@ def run_infer(
     path = weights.find_weights(model) if model is not None else weights.default_weights()
     file = open_detector(path, cfg=cfg, overrides=overrides)
     loading = choices.loading_options(file.config, chosen)
-    settings = {
-        **score_settings(file, chosen_precision, choices),
-        "max_patches": max_patches,
-        "split": split,
-        "tag": tag,
-        "format": kind,
-    }
+    outputs = [OutputFiles(output, table.name, kind) for table in tables]
+    sources = [source_of(table, choices.store(file.config)) for table in tables]
+    asked = backend if not resume or backend != "auto" else _earlier_backend(outputs)
+    enough = enough_patches(
+        list(zip(tables, sources, strict=True)),
+        build_cutter(file.config, max_patches),
+        choices,
+        choices.longest_side(file.config),
+    )
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(ranks_of_run())
+        backend = file.choose_backend(
+            asked,
+            device=chosen,
+            precision=chosen_precision,
+            compile_model=compile_model,
+            enough=enough,
+        )
+        backend = ranks.gather(backend)[0]  # what is in the cache may change meanwhile
+        settings = {
+            **score_settings(file, chosen_precision, backend, choices),
+            "max_patches": max_patches,
+            "split": split,
+            "tag": tag,
+            "format": kind,
+        }
         runs = []
-        for table in tables:
-            source = source_of(table, choices.store(file.config))
-            files = OutputFiles(output, table.name, kind)
+        for table, source, files in zip(tables, sources, outputs, strict=True):
             own = {
                 **settings,
                 "input": as_text(str(table.source.resolve())),
@@ -96,6 +118,7 @@ def run_infer(
             precision=chosen_precision,
             compile_model=compile_model,
             max_patches=max_patches,
+            backend=backend,
         )
         del file  # its tensors, which the model may hold in another precision
         failed = sum(_score(run, detector, loading, ranks) for run in runs)
@@ -157,6 +180,12 @@ def _report(table: InputTable, rows: Mapping[int, ScoreRow], final: Path) -> int
         shown = describe_metrics(metrics)
         logger.info("%s: %s over %d labelled images", table.name, shown, len(known))
     return len(failed)
+
+
+def _earlier_backend(outputs: Sequence[OutputFiles]) -> str:
+    """Return what ran the encoder in the first run that is resumed, so that its scores go on."""
+    found = (earlier_backend(files) for files in outputs)
+    return next((name for name in found if name is not None), "auto")
 
 
 def _columns(tag: str, *, stability: bool, patches: bool) -> ScoreColumns:
