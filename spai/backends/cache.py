@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -122,7 +121,8 @@ class GraphCache:
         """
         self._parent.mkdir(parents=True, exist_ok=True)
         self._sweep()
-        beside = Path(tempfile.mkdtemp(prefix=f".{self._name}.", dir=self._parent))
+        beside = self._parent / f".{self._name}.{os.getpid()}"
+        beside.mkdir()
         try:
             write(beside)
             files = {
