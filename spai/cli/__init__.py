@@ -18,7 +18,9 @@ COMMANDS = {
     "calibrate": "Find thresholds for verdicts on known images.",
     "report": "Compute metrics and tables from score CSVs.",
     "tsne": "Draw images and patches by their vectors.",
-    "weights": "List, download and verify model files.",
+    "export-onnx": "Write a model as ONNX files.",
+    "validate-onnx": "Compare ONNX files with the model.",
+    "weights": "List, download, verify and convert model files.",
 }
 
 

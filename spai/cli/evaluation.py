@@ -20,11 +20,17 @@ from spai.cli.options import command_line
 from spai.cli.page import pictures_at
 from spai.cli.perturbations import parse_levels
 from spai.cli.progress import show_progress
-from spai.cli.scoring import ImageChoices, describe_metrics, score_settings, source_of
+from spai.cli.scoring import (
+    ImageChoices,
+    describe_metrics,
+    enough_patches,
+    score_settings,
+    source_of,
+)
 from spai.data.loaders import LoadingOptions
 from spai.data.records import InputTable, natural_key
 from spai.detectors import Detector, resolve_device, resolve_precision
-from spai.detectors.spai import SpaiFile
+from spai.detectors.spai import SpaiFile, build_cutter
 from spai.engine.distributed import Ranks, local_rank, ranks_of_run
 from spai.engine.evaluate import (
     add_score_column,
@@ -73,6 +79,7 @@ class Evaluation:
         device: where models run.
         precision: of the patch encoder.
         compile_model: use torch.compile.
+        backend: what runs the patch encoder, or "auto".
         update_csv: add the scores to the CSVs.
         facts: what the results say of the run besides the model.
     """
@@ -82,12 +89,14 @@ class Evaluation:
     device: torch.device
     precision: str
     compile_model: bool
+    backend: str
     update_csv: bool
     facts: dict[str, Any]
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Raise ValueError for what cannot work, before a model is built."""
         self.loading_options(checkpoint.file.config)
+        self.choose_backend(checkpoint)
         names = (*RESULT_FILES, *(PERTURBED_FILES if self.choices.levels else ()))
         _check_output(checkpoint.output, [table.source for table in self.tables], names)
         for table in self.tables:
@@ -98,8 +107,12 @@ class Evaluation:
     def run(self, checkpoint: Checkpoint, ranks: Ranks) -> Results | None:
         """Test a checkpoint and write its results; they are returned on rank 0 only."""
         started = time.monotonic()
+        backend = ranks.gather(self.choose_backend(checkpoint))[0]
         detector = checkpoint.file.build(
-            device=self.device, precision=self.precision, compile_model=self.compile_model
+            device=self.device,
+            precision=self.precision,
+            compile_model=self.compile_model,
+            backend=backend,
         )
         scores = [self._score(table, checkpoint, detector, ranks) for table in self.tables]
         if not ranks.is_main:
@@ -126,6 +139,23 @@ class Evaluation:
         """Return how images are decoded under a model's configuration."""
         ahead = config.DATA.TEST_BATCH_SIZE or self.choices.batch_size
         return replace(self.choices, batch_size=ahead).loading_options(config, self.device)
+
+    def choose_backend(self, checkpoint: Checkpoint) -> str:
+        """Return what runs the patch encoder of a checkpoint; ValueError when it cannot."""
+        config = checkpoint.file.config
+        store = self.choices.store(config)
+        return checkpoint.file.choose_backend(
+            self.backend,
+            device=self.device,
+            precision=self.precision,
+            compile_model=self.compile_model,
+            enough=enough_patches(
+                [(table, source_of(table, store)) for table in self.tables],
+                build_cutter(config),
+                self.choices,
+                self.choices.longest_side(config),
+            ),
+        )
 
     def _score(
         self, table: InputTable, checkpoint: Checkpoint, detector: Detector, ranks: Ranks
@@ -162,7 +192,10 @@ class Evaluation:
             "epoch": file.file.epoch,
             "device": str(self.device),
             "precision": self.precision,
-            "settings": score_settings(file, self.precision, self.choices),
+            "backend": detector.facts["backend"],
+            "settings": score_settings(
+                file, self.precision, detector.facts["backend"], self.choices
+            ),
             "perturb": [str(level) for level in self.choices.levels],
         }
 
@@ -178,6 +211,7 @@ def run_test(
     device: str,
     precision: str,
     compile_model: bool,
+    backend: str,
     batch_size: int,
     split: str,
     tag: str,
@@ -205,6 +239,7 @@ def run_test(
         chosen,
         resolve_precision(precision, chosen),
         compile_model,
+        backend,
         update_csv,
         _run_facts(tables, split=split, tag=tag),
     )

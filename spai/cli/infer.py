@@ -26,13 +26,6 @@ from spai.cli import options
 )
 @options.model_options
 @click.option(
-    "--backend",
-    type=click.Choice(["auto", "torch", "openvino", "onnxruntime"]),
-    default="auto",
-    show_default=True,
-    help="What runs the patch encoder; in this version torch only.",
-)
-@click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=1,

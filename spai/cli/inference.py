@@ -13,7 +13,13 @@ from spai import weights
 from spai.cli.options import Failure, command_line
 from spai.cli.page import check_page, write_page
 from spai.cli.progress import show_progress
-from spai.cli.scoring import ImageChoices, describe_metrics, score_settings, source_of
+from spai.cli.scoring import (
+    ImageChoices,
+    describe_metrics,
+    enough_patches,
+    score_settings,
+    source_of,
+)
 from spai.data.images import LmdbSource
 from spai.data.loaders import LoadingOptions
 from spai.data.names import printable
@@ -22,15 +28,15 @@ from spai.data.scores import ScoreColumns, ScoreRow, needs_parquet
 from spai.detectors import (
     Detector,
     DetectorFile,
-    check_backend,
     open_detector,
     resolve_device,
     resolve_precision,
 )
+from spai.detectors.spai import build_cutter
 from spai.engine.calibration_file import CalibrationFile, ScoreOrigin, read_calibration
 from spai.engine.distributed import Ranks, local_rank, ranks_of_run
 from spai.engine.metrics import compute_metrics, log_odds
-from spai.engine.run_files import OutputFiles, check_output_folder
+from spai.engine.run_files import OutputFiles, check_output_folder, earlier_backend
 from spai.engine.scoring import ScoringRun
 from spai.engine.verdicts import verdict_columns
 from spai.report.maps import LONGEST, MapFolder
@@ -90,7 +96,6 @@ def run_infer(
         LmdbSource(choices.lmdb, tables[0].root)
     chosen = resolve_device(device, local_rank=local_rank())
     chosen_precision = resolve_precision(precision, chosen)
-    check_backend(backend)
     path = weights.find_weights(model) if model is not None else weights.default_weights()
     file = open_detector(path, cfg=cfg, overrides=overrides)
     loading = choices.loading_options(file.config, chosen)
@@ -98,22 +103,37 @@ def run_infer(
     if attention_maps:
         maps = _map_folders(output, tables, file)
         loading = replace(loading, preview=LONGEST)
-    settings = {
-        **score_settings(file, chosen_precision, choices),
-        "max_patches": max_patches,
-        "split": split,
-        "tag": tag,
-        "format": kind,
-        "attention_maps": attention_maps,
-    }
-    if thresholds is not None:
-        thresholds.check_use(ScoreOrigin.of_run(path.name, settings))
+    outputs = [OutputFiles(output, table.name, kind) for table in tables]
+    sources = [source_of(table, choices.store(file.config)) for table in tables]
+    asked = backend if not resume or backend != "auto" else _earlier_backend(outputs)
+    enough = enough_patches(
+        list(zip(tables, sources, strict=True)),
+        build_cutter(file.config, max_patches),
+        choices,
+        choices.longest_side(file.config),
+    )
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(ranks_of_run())
+        backend = file.choose_backend(
+            asked,
+            device=chosen,
+            precision=chosen_precision,
+            compile_model=compile_model,
+            enough=enough,
+        )
+        backend = ranks.gather(backend)[0]  # what is in the cache may change meanwhile
+        settings = {
+            **score_settings(file, chosen_precision, backend, choices),
+            "max_patches": max_patches,
+            "split": split,
+            "tag": tag,
+            "format": kind,
+            "attention_maps": attention_maps,
+        }
+        if thresholds is not None:
+            thresholds.check_use(ScoreOrigin.of_run(path.name, settings))
         runs = []
-        for table in tables:
-            source = source_of(table, choices.store(file.config))
-            files = OutputFiles(output, table.name, kind)
+        for table, source, files in zip(tables, sources, outputs, strict=True):
             if page:
                 check_page(files, table)
             own = {
@@ -134,6 +154,7 @@ def run_infer(
             precision=chosen_precision,
             compile_model=compile_model,
             max_patches=max_patches,
+            backend=backend,
         )
         del file  # its tensors, which the model may hold in another precision
         failed = sum(_score(run, detector, loading, ranks, thresholds, page=page) for run in runs)
@@ -240,6 +261,12 @@ def _map_folders(
         if folder.path.exists() and not folder.path.is_dir():
             raise ValueError(f"{folder.path}: is in the way of the heat maps; move it away")
     return folders
+
+
+def _earlier_backend(outputs: Sequence[OutputFiles]) -> str:
+    """Return what ran the encoder in the first run that is resumed, so that its scores go on."""
+    found = (earlier_backend(files) for files in outputs)
+    return next((name for name in found if name is not None), "auto")
 
 
 def _columns(tag: str, *, stability: bool, patches: bool, maps: bool) -> ScoreColumns:

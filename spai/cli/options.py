@@ -116,8 +116,8 @@ def config_override_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
-def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose the model and what runs it."""
+def model_file_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose the model."""
     return _with(
         function,
         click.option(
@@ -131,6 +131,14 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="A YAML configuration.  [default: the one in the model file, else the published]",
         ),
         config_override_option,
+    )
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose the model and what runs it."""
+    return _with(
+        function,
+        model_file_options,
         click.option(
             "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
         ),
@@ -142,6 +150,14 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Of the patch encoder; auto is fp16 on CUDA and fp32 elsewhere.",
         ),
         click.option("--compile", "compile_model", is_flag=True, help="Use torch.compile."),
+        click.option(
+            "--backend",
+            type=click.Choice(["auto", "torch", "openvino", "onnxruntime"]),
+            default="auto",
+            show_default=True,
+            help="What runs the patch encoder; auto is OpenVINO on the CPU where it is installed "
+            "and pays (the model was converted before, or there is much to score), else torch.",
+        ),
     )
 
 

@@ -76,7 +76,9 @@ def run_tsne(
     used = {
         kind.name: _draw(output, kind, tables, perplexity=perplexity, seed=seed) for kind in kinds
     }
-    settings = score_settings(file, chosen_precision, choices) | {"max_patches": max_patches}
+    settings = score_settings(file, chosen_precision, "torch", choices) | {
+        "max_patches": max_patches
+    }
     facts = {"command": command_line(), "model": detector.facts, "settings": settings}
     tsne = {"seed": seed, "perplexity": used}
     write_run(output / "tsne.run.json", {**facts, "tsne": tsne, "versions": versions()})

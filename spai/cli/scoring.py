@@ -1,6 +1,8 @@
 """From options and configuration to how images are read and scored; for `infer` and `test`."""
 
+import itertools
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,20 @@ from yacs.config import CfgNode
 
 from spai.cli.perturbations import Level
 from spai.config import flatten
-from spai.data.images import MAX_PIXELS, FileSource, LmdbSource, Source
+from spai.data.images import (
+    MAX_PIXELS,
+    FileSource,
+    ImageError,
+    LmdbSource,
+    Source,
+    open_image,
+)
 from spai.data.loaders import LoadingOptions, Preparation
 from spai.data.perturb import Perturbation
-from spai.data.records import InputTable, as_text
+from spai.data.records import ImageRecord, InputTable, as_text
 from spai.detectors import DetectorFile
 from spai.engine.metrics import Metrics
+from spai.models.patches import Cutter, patch_count
 
 # Pieces of images that a worker may be ahead, whatever the batch size: each is up to 5 MB.
 MOST_PREFETCHED = 8
@@ -132,18 +142,55 @@ def score_relevant(config: CfgNode) -> dict[str, Any]:
     }
 
 
-def score_settings(file: DetectorFile, precision: str, choices: ImageChoices) -> dict[str, Any]:
+def score_settings(
+    file: DetectorFile, precision: str, backend: str, choices: ImageChoices
+) -> dict[str, Any]:
     """Return what determines the scores, besides the input."""
     return {
         "model_sha256": file.sha256,
         "configuration": score_relevant(file.config),
         "precision": precision,
+        "backend": backend,
         "resize_to": choices.longest_side(file.config),
         "max_pixels": choices.max_pixels,
         "stability": choices.stability,
         "lmdb": as_text(str(store.resolve())) if (store := choices.store(file.config)) else None,
         "seed": choices.noise_seed(file.config),
     }
+
+
+def enough_patches(
+    inputs: Sequence[tuple[InputTable, Source]],
+    cutter: Cutter,
+    choices: ImageChoices,
+    side: int | None,
+) -> Callable[[int], bool]:
+    """Return a function that tells whether inputs have at least so many patches.
+
+    It reads the sizes of the first images, of as many as it needs.
+
+    Args:
+        inputs: tables, and where their images come from.
+        cutter: how images become patches.
+        choices: how images are read.
+        side: longest side that images are shrunk to.
+    """
+    versions = 3 if choices.stability else 1
+
+    def patches(record: ImageRecord, source: Source) -> int:
+        try:
+            with open_image(record.path, source, choices.max_pixels) as opened:
+                height, width = opened.sides
+        except ImageError:
+            return 0
+        scale = 1 if side is None else min(1, side / max(height, width))
+        return versions * patch_count(cutter, round(height * scale), round(width * scale))
+
+    def enough(wanted: int) -> bool:
+        counts = (patches(record, source) for table, source in inputs for record in table.records)
+        return any(total >= wanted for total in itertools.accumulate(counts))
+
+    return enough
 
 
 def source_of(table: InputTable, store: Path | None) -> Source:

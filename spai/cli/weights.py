@@ -1,6 +1,11 @@
-"""`spai weights`: list, download and verify model files. Results on stdout, the rest on stderr."""
+"""`spai weights`: list, download, verify and convert model files.
 
+Results go to stdout, the rest to stderr.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,7 +15,7 @@ from spai.cli import options
 
 @click.group()
 def command() -> None:
-    """List, download and verify model files."""
+    """List, download, verify and convert model files."""
 
 
 @options.command(name="list")
@@ -70,5 +75,65 @@ def verify(file: str) -> None:
         raise SystemExit(options.Failure.exit_code)
 
 
-for subcommand in (list_models, download, verify):
+@options.command(name="compile")
+@click.argument("model", required=False)
+@click.option("--cfg", type=options.FILE, help="As of `spai infer`.")
+@options.config_override_option
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="To try; what is kept serves every precision.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["openvino", "onnxruntime"]),
+    default="openvino",
+    show_default=True,
+    help="What will run the patch encoder.",
+)
+def compile_model(
+    model: str | None,
+    cfg: Path | None,
+    overrides: Sequence[tuple[str, str]],
+    precision: str,
+    backend: str,
+) -> None:
+    """Convert MODEL for the CPU ahead of time, so that `spai infer` starts quickly.
+
+    MODEL is a file or the name of a registered model; by default the one that `spai infer` takes.
+    """
+    from spai.detectors import open_detector, resolve_device, resolve_precision
+    from spai.detectors.encoders import compiled_folder
+
+    path = weights.default_weights() if model is None else weights.find_weights(model)
+    device = resolve_device("cpu")
+    settings: dict[str, Any] = {"device": device, "precision": resolve_precision(precision, device)}
+    file = open_detector(path, cfg=cfg, overrides=overrides)
+    file.build(**settings, backend=file.choose_backend(backend, **settings))
+    click.echo(compiled_folder())
+
+
+@options.command(name="clean-cache")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def clean_cache(yes: bool) -> None:
+    """List the converted models and, when confirmed, delete them; they can be made again."""
+    from spai.backends.cache import list_entries, remove_entry
+    from spai.detectors.encoders import compiled_folder
+
+    entries = list_entries(compiled_folder())
+    for entry in entries:
+        model = str((entry.facts or {}).get("model_sha256", "unknown"))
+        click.echo(f"{entry.folder.name}  {entry.size / 1e6:8.1f} MB  model {model[:16]}")
+    total = sum(entry.size for entry in entries)
+    click.echo(f"{compiled_folder()}: {len(entries)} converted models, {total / 1e6:.1f} MB")
+    if not entries or not (yes or click.confirm("Delete them?", err=True)):
+        return
+    for entry in entries:
+        remove_entry(entry)
+    click.echo(f"deleted, {total / 1e6:.1f} MB freed")
+
+
+for subcommand in (list_models, download, verify, compile_model, clean_cache):
     command.add_command(subcommand)

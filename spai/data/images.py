@@ -222,6 +222,11 @@ class OpenedImage:
         """Width times height."""
         return self._image.width * self._image.height
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self._image.height, self._image.width
+
     def decode(self, at_least: int | None = None) -> RowImage:
         """Decode all pixels, or a smaller version where the format offers one.
 

@@ -12,8 +12,6 @@ from yacs.config import CfgNode
 from spai.models.patches import PatchLayout, PatchPiece, Pixels
 from spai.weights import find_weights
 
-# What can run the patch encoder.
-BACKENDS = ("torch",)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -118,8 +116,27 @@ class DetectorFile(Protocol):
         compile_model: bool = False,
         max_patches: int | None = None,
         keep_features: bool = False,
+        backend: str = "torch",
     ) -> Detector:
         """Make the detector."""
+        ...
+
+    def choose_backend(
+        self,
+        name: str,
+        *,
+        device: torch.device,
+        precision: str,
+        compile_model: bool = False,
+        enough: Callable[[int], bool] = ...,
+    ) -> str:
+        """Return what runs the patch encoder: `name`, or for "auto" what suits.
+
+        `enough` tells whether there are at least so many patches to score.
+
+        Raises:
+            ValueError: the backend that was asked for cannot run here.
+        """
         ...
 
 
@@ -156,6 +173,7 @@ def load_detector(
     *,
     device: str = "auto",
     precision: str = "auto",
+    backend: str = "auto",
     cfg: Path | None = None,
     overrides: Sequence[tuple[str, Any]] = (),
 ) -> Detector:
@@ -165,6 +183,8 @@ def load_detector(
         model: a model file, or the name of a registered one (see `spai weights list`).
         device: "auto", "cpu", "cuda", "cuda:1", "mps" ...
         precision: "auto", "fp32", "bf16" or "fp16".
+        backend: "auto", "torch", "openvino" or "onnxruntime"; auto is OpenVINO on the CPU when the
+            model was converted for it before (`spai weights compile`), else torch.
         cfg: a configuration file instead of the one that the model file says.
         overrides: single configuration keys such as `("MODEL.PATCH_VIT.MINIMUM_PATCHES", 1)`.
 
@@ -186,7 +206,8 @@ def load_detector(
     """
     chosen = resolve_device(device)
     file = open_detector(find_weights(model), cfg=cfg, overrides=overrides)
-    return file.build(device=chosen, precision=resolve_precision(precision, chosen))
+    settings: dict[str, Any] = {"device": chosen, "precision": resolve_precision(precision, chosen)}
+    return file.build(**settings, backend=file.choose_backend(backend, **settings))
 
 
 def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
@@ -221,14 +242,6 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
     elif device.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"--device {name!r}: use auto, cpu, cuda, cuda:N or mps")
     return device
-
-
-def check_backend(name: str) -> None:
-    """Raise ValueError unless the patch encoder can run on this backend; "auto" always can."""
-    if name not in ("auto", *BACKENDS):
-        raise ValueError(
-            f"--backend {name}: this version runs the patch encoder with {', '.join(BACKENDS)} only"
-        )
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

@@ -3,15 +3,18 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 from yacs.config import CfgNode
 
+from spai.backends import BACKENDS, Backend
+from spai.backends.pytorch import TorchBackend
 from spai.checkpoint import (
     ModelFile,
     build_model,
@@ -22,8 +25,7 @@ from spai.checkpoint import (
 from spai.config import adopt_config, as_plain, config_differences, load_config
 from spai.data.images import to_pixels
 from spai.detectors import PRECISIONS, ImageFeatures, ImageScore, Scores
-from spai.models.backbone import use_fused_attention
-from spai.models.features import PatchSummary
+from spai.detectors.encoders import Enough, choose_backend, graph_backend
 from spai.models.patches import CentreCutter, Cutter, PatchCutter, PatchLayout, PatchPiece
 from spai.models.spai import ImageModel
 
@@ -77,6 +79,7 @@ class SpaiFile:
         compile_model: bool = False,
         max_patches: int | None = None,
         keep_features: bool = False,
+        backend: str = "torch",
     ) -> "SpaiDetector":
         """Build the model and put it on its device.
 
@@ -86,16 +89,24 @@ class SpaiFile:
             compile_model: run the patch encoder through torch.compile.
             max_patches: score at most this many patches of an image, evenly spread.
             keep_features: give the vectors of images and patches with their scores.
+            backend: what runs the patch encoder, as of `choose_backend`.
 
         Raises:
             ValueError: the tensors do not fit the configuration.
         """
-        with torch.device("meta"):  # neither time nor memory for weights that are replaced
-            model = build_model(self.config)
-        try:
-            load_weights(model, self.file)
-        except ValueError as error:
-            raise ValueError(f"{error}{self._fitting_config()}") from error
+        runner: Backend | None = None
+        if backend == "torch":
+            model = self.load_model()
+        else:
+            model = self._build(encoder=False)
+            runner = graph_backend(
+                backend,
+                self.sha256,
+                self.config,
+                model,
+                partial(self._load, model),
+                precision=precision,
+            )
         facts = {
             "name": self.file.path.name,
             "path": str(self.file.path),
@@ -104,19 +115,59 @@ class SpaiFile:
             "configuration": as_plain(self.config),
             "device": str(device),
             "precision": precision,
-            "backend": "torch",
+            "backend": backend,
+            "backend_version": BACKENDS[backend].version,
         }
-        cutter = build_cutter(self.config, max_patches)
-        chunk = chunk_size(self.config, device)
         return SpaiDetector(
             model,
-            cutter,
+            build_cutter(self.config, max_patches),
             facts,
             device=device,
-            chunk=chunk,
+            chunk=chunk_size(self.config, device),
             compile_model=compile_model,
             keep_features=keep_features,
+            backend=runner,
         )
+
+    def choose_backend(
+        self,
+        name: str,
+        *,
+        device: torch.device,
+        precision: str,
+        compile_model: bool = False,
+        enough: Enough = lambda patches: False,
+    ) -> str:
+        """Return the backend that runs the patch encoder; see `spai.detectors.encoders`."""
+        return choose_backend(
+            name,
+            self.sha256,
+            self.config,
+            device=device,
+            precision=precision,
+            compile_model=compile_model,
+            enough=enough,
+        )
+
+    def load_model(self) -> ImageModel:
+        """Build the model with its weights, in float32 on the CPU.
+
+        Raises:
+            ValueError: the tensors do not fit the configuration.
+        """
+        return self._build()
+
+    def _build(self, *, encoder: bool = True) -> ImageModel:
+        with torch.device("meta"):  # neither time nor memory for weights that are replaced
+            model = build_model(self.config)
+        self._load(model, encoder=encoder)
+        return model.eval()
+
+    def _load(self, model: ImageModel, *, encoder: bool = True) -> None:
+        try:
+            load_weights(model, self.file, encoder=encoder)
+        except ValueError as error:
+            raise ValueError(f"{error}{self._fitting_config()}") from error
 
     def _fitting_config(self) -> str:
         """Say how to use the configuration that the file itself embeds, when that would fit."""
@@ -159,6 +210,7 @@ class SpaiDetector:
         chunk: int = CHUNK["cpu"],
         compile_model: bool = False,
         keep_features: bool = False,
+        backend: Backend | None = None,
     ) -> None:
         """Take over a model: it is moved to the device and set to evaluation.
 
@@ -170,22 +222,23 @@ class SpaiDetector:
             chunk: patches encoded at once.
             compile_model: run the patch encoder through torch.compile.
             keep_features: give the vectors of images and patches with their scores.
+            backend: runs the patch encoder instead of torch.
         """
         self.facts = facts
         self.cutter = cutter
         self.chunk = chunk
         self._keep_features = keep_features
         self._device = device
-        self._dtype = PRECISIONS[facts["precision"]]
-        self._model = model.eval().requires_grad_(False).to(device)
-        use_fused_attention(model.backbone, device.type != "cpu")
-        if self._dtype != torch.float32:
-            _convert_products(self._model, self._dtype)
-        summarise = model.encoder.summarise
-        self._summarise = torch.compile(summarise, dynamic=True) if compile_model else summarise
-        # Products with few rows round differently for each number of rows. One patch at a time
-        # keeps a score on the CPU independent, to the last bit, of what shares its chunk.
-        self._combined = 1 if device.type == "cpu" else chunk
+        self._model = model.eval().requires_grad_(False)
+        if backend is None:
+            backend = TorchBackend(
+                model.to(device).encoder,
+                device=device,
+                dtype=PRECISIONS[facts["precision"]],
+                chunk=chunk,
+                compile_model=compile_model,
+            )
+        self.backend: Backend = backend
 
     def score(self, images: Sequence[Any]) -> Scores:
         """Score images: paths, Pillow images, uint8 arrays [H, W, 3] or tensors [3, H, W].
@@ -244,7 +297,7 @@ class SpaiDetector:
         self, chunk: list[tuple[int, Tensor]], pending: dict[int, _Pending]
     ) -> list[tuple[int, ImageScore]]:
         """Encode a chunk and return the images that it completes."""
-        vectors = self._encode(torch.cat([patches for _, patches in chunk]))
+        vectors = self.backend.encode(torch.cat([patches for _, patches in chunk]))
         complete = []
         for (key, _), part in zip(
             chunk, vectors.split([len(patches) for _, patches in chunk]), strict=True
@@ -255,26 +308,6 @@ class SpaiDetector:
             if image.encoded == len(image.layout.corners):
                 complete.append((key, self._pool(pending.pop(key))))
         return complete
-
-    @torch.inference_mode()
-    def _encode(self, patches: Tensor) -> Tensor:
-        """Turn uint8 patches [P, 3, S, S] into vectors [P, V] on the device."""
-        mixed = self._dtype != torch.float32
-        with torch.autocast(self._device.type, self._dtype if mixed else None, enabled=mixed):
-            summary = self._summarise(patches.to(self._device, non_blocking=True))
-            parts = [
-                PatchSummary(*part)
-                for part in zip(
-                    *(self._parts(values, len(patches)) for values in summary), strict=True
-                )
-            ]
-            combine = self._model.encoder.features_processor.combine
-            return torch.cat([combine(part) for part in parts])
-
-    def _parts(self, values: Tensor | None, patches: int) -> Sequence[Tensor | None]:
-        if values is None:
-            return (None,) * -(-patches // self._combined)
-        return values.split(self._combined)
 
     @torch.inference_mode()
     def _pool(self, image: _Pending) -> ImageScore:
@@ -316,22 +349,6 @@ def build_cutter(config: CfgNode, max_patches: int | None = None) -> Cutter:
         minimum=patches.MINIMUM_PATCHES,
         maximum=max_patches,
     )
-
-
-def _convert_products(model: ImageModel, dtype: torch.dtype) -> None:
-    """Store the weights of the encoder's matrix products as autocast would convert them.
-
-    Norms, statistics, what combines them, attention pooling and head stay in float32.
-    """
-    exact = ("cls_head", "to_", "original_features_processor")
-    kept = {
-        module
-        for name, module in model.named_modules()
-        if any(part.startswith(exact) for part in name.split("."))
-    }
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and module not in kept:
-            module.to(dtype)
 
 
 def _take(

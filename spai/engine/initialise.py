@@ -38,7 +38,8 @@ def standardize_context(model: ImageModel, views: LabelledViews, device: torch.d
     model.eval()
     found: list[Tensor] = []
     for index in range(0, len(views), max(1, len(views) // MEASURED)):
-        statistics = encoder.summarise(views[0, index].images.to(device)).statistics
+        images = encoder.spectral_views(views[0, index].images.to(device))
+        statistics = encoder.summarise(images).statistics
         assert statistics is not None
         found.append(statistics.flatten(0, 1))
     everything = torch.cat(found)  # [images V N, 2 D]

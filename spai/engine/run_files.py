@@ -100,6 +100,21 @@ def read_run(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def earlier_backend(files: OutputFiles) -> str | None:
+    """Return what ran the patch encoder in the run that `--resume` would continue, None if unknown.
+
+    A damaged record is reported where the run is resumed.
+    """
+    path = files.running if files.running.exists() else files.run
+    if not path.exists():
+        return None
+    with contextlib.suppress(ValueError):
+        settings = read_run(path)["settings"]
+        if isinstance(settings, Mapping):
+            return settings.get("backend")
+    return None
+
+
 def versions() -> dict[str, str]:
     """Return the versions of what computes scores."""
     found = {"python": platform.python_version(), "spai": __version__}

@@ -93,7 +93,7 @@ def stream_blocks(vit: Beit, images: Tensor) -> Iterator[Tensor]:
         [B, L, d]: the raw output of a block without CLS and without a final norm.
     """
     tokens = vit.patch_embed(images)
-    tokens = torch.cat((vit.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+    tokens = torch.cat((vit.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
     if vit.pos_embed is not None:
         tokens = tokens + vit.pos_embed
     tokens = vit.pos_drop(tokens)  # [B, 1 + L, d]

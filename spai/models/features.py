@@ -159,7 +159,7 @@ class FeaturesProcessor(nn.Module):
             similarities = _similarity_statistics(projected)
             if self.original_features_processor is None:
                 return similarities, None
-            return similarities, _token_statistics(projected.chunk(3)[0])
+            return similarities, _token_statistics(_versions(projected)[0])
 
     def combine(self, summary: PatchSummary) -> Tensor:
         """Turn what was kept of each patch into its vector, [P, V]."""
@@ -181,6 +181,14 @@ def float32_on(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def _versions(tokens: Tensor) -> tuple[Tensor, ...]:
+    """Return the original, low and high parts of [3 P, ...], each [P, ...].
+
+    `chunk` would do the same, but an exported graph then holds for one number of patches.
+    """
+    return tokens.unflatten(0, (3, -1)).unbind()
+
+
 def _similarity_statistics(tokens: Tensor) -> Tensor:
     """Compare the three versions of each image token by token (SRS).
 
@@ -193,7 +201,7 @@ def _similarity_statistics(tokens: Tensor) -> Tensor:
         [P, 3, 2]: mean and sample standard deviation over the tokens of the cosine similarities
         (original, low), (original, high), (low, high).
     """
-    original, low, high = nn.functional.normalize(tokens, dim=-1, eps=1e-8).chunk(3)
+    original, low, high = _versions(nn.functional.normalize(tokens, dim=-1, eps=1e-8))
     pairs = ((original, low), (original, high), (low, high))
     similarities = torch.stack([(a * b).sum(dim=-1) for a, b in pairs], dim=1)  # [P, 3, L]
     return torch.stack([similarities.mean(dim=-1), similarities.std(dim=-1)], dim=-1)

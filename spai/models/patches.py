@@ -189,6 +189,13 @@ class CentreCutter:
 Cutter = PatchCutter | CentreCutter
 
 
+def patch_count(cutter: Cutter, height: int, width: int) -> int:
+    """Return how many distinct patches a cutter makes of an image of this size."""
+    if isinstance(cutter, CentreCutter):
+        return 10 if cutter.ten_crop else 1
+    return len(cutter.layout(height, width).corners)
+
+
 def five_crop_corners(height: int, width: int, size: int) -> tuple[tuple[int, int], ...]:
     """Return (top, left) of the corners and the centre crop, in torchvision's order.
 

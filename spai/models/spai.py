@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import normalize
 from spai.models.backbone import stream_blocks
 from spai.models.features import FeaturesProcessor, PatchSummary, float32_on
 from spai.models.patches import PatchBatch
-from spai.models.spectral import half_plane_filter, low_pass_mask, split_frequencies
+from spai.models.spectral import LowPass, low_pass_mask, split_frequencies
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -39,7 +39,6 @@ class SpectralEncoder(nn.Module):
     """Spectral split, backbone and projectors: a patch in, its spectral vector out."""
 
     frequencies_mask: Tensor
-    low_pass: Tensor
 
     def __init__(
         self,
@@ -68,23 +67,23 @@ class SpectralEncoder(nn.Module):
         mask = low_pass_mask(size, radius)
         # The mask is part of the published checkpoint; the filter made from it is not.
         self.register_buffer("frequencies_mask", mask)
-        self.register_buffer("low_pass", half_plane_filter(mask), persistent=False)
+        self.low_pass = LowPass(mask)
         self.vit = vit
         self.features_processor = features_processor
 
     def encode(self, patches: Tensor) -> Tensor:
         """Turn patches [P, 3, S, S], uint8 or float in [0, 1], into vectors [P, V] float32."""
-        return self.features_processor.combine(self.summarise(patches))
+        return self.features_processor.combine(self.summarise(self.spectral_views(patches)))
 
-    def summarise(self, patches: Tensor) -> PatchSummary:
+    def summarise(self, views: Tensor) -> PatchSummary:
         """Run the backbone and keep a few numbers of each block's tokens as soon as they are there.
 
         Args:
-            patches: [P, 3, S, S], uint8 or float in [0, 1].
+            views: what `spectral_views` makes of the patches.
         """
         reduce = self.features_processor.reduce
         kept: list[tuple[Tensor | None, Tensor | None]] = []
-        for block, tokens in enumerate(stream_blocks(self.vit, self._spectral_views(patches))):
+        for block, tokens in enumerate(stream_blocks(self.vit, views)):
             if block not in self.layers:
                 continue
             if self.use_checkpoint and torch.is_grad_enabled():
@@ -100,10 +99,12 @@ class SpectralEncoder(nn.Module):
             torch.stack(statistics, dim=1) if statistics else None,
         )
 
-    def _spectral_views(self, patches: Tensor) -> Tensor:
-        """Return the normalised originals, low and high parts, one after the other.
+    def spectral_views(self, patches: Tensor) -> Tensor:
+        """Split patches [P, 3, S, S], uint8 or float in [0, 1], and normalise the parts.
 
-        [3 P, 3, S, S] float32, or the originals [P, 3, S, S] when nothing compares them.
+        Returns:
+            The originals, the low and the high parts, one after the other, [3 P, 3, S, S] float32;
+            only the originals, [P, 3, S, S], when nothing compares them.
         """
         with float32_on(patches.device):
             images = patches.float() / 255 if patches.dtype == torch.uint8 else patches.float()
@@ -184,6 +185,11 @@ class Spai(nn.Module):
 
     def pool(self, vectors: Tensor) -> ImageOutput:
         """Pool the patch vectors [B, K, V] of images with the same number of patches."""
+        logits, features, weights = self.aggregate(vectors)
+        return ImageOutput(logits, features, tuple(weights))
+
+    def aggregate(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits [B], features [B, V] and attention [B, heads, K] of vectors [B, K, V]."""
         batch, count, _ = vectors.shape
         keys_values = self.to_kv(vectors).reshape(batch, count, 2, self.heads, -1)
         keys, values = keys_values.permute(2, 0, 3, 1, 4)  # each [B, heads, K, width / heads]
@@ -192,7 +198,7 @@ class Spai(nn.Module):
         pooled = self.attention_dropout(weights) @ values  # [B, heads, 1, width / heads]
         features = self.to_out(pooled.flatten(1))
         logits = self.cls_head(self.norm(features))
-        return ImageOutput(logits, features.float(), tuple(weights.squeeze(2).float()))
+        return logits, features.float(), weights.squeeze(2).float()
 
     def forward(self, batch: PatchBatch) -> ImageOutput:
         """Score the images of a batch."""
@@ -253,9 +259,14 @@ class FixedResolutionSpai(SpectralEncoder):
 
     def pool(self, vectors: Tensor) -> ImageOutput:
         """Reduce the views [B, K, V] of images to one logit each."""
+        logits, features = self.aggregate(vectors)
+        return ImageOutput(logits, features, (None,) * len(vectors))
+
+    def aggregate(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [B] and features [B, V] of the vectors [B, K, V] of views."""
         logits = self.cls_head(vectors.flatten(0, 1)).reshape(vectors.shape[:2])
         reduced = logits.mean(dim=1) if self.reduction == "mean" else logits.amax(dim=1)
-        return ImageOutput(reduced, vectors.mean(dim=1), (None,) * len(vectors))
+        return reduced, vectors.mean(dim=1)
 
     def forward(self, batch: PatchBatch) -> ImageOutput:
         """Score the images of a batch."""

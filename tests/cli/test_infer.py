@@ -570,12 +570,6 @@ def test_an_empty_path_is_refused(infer):
     assert infer("--input", "").exit_code == 2
 
 
-def test_backends_that_are_not_there_are_refused(infer, photos):
-    result = infer("--input", photos, "--backend", "openvino")
-    assert result.exit_code == 2 and "torch only" in result.output
-    assert infer("--input", photos, "--backend", "torch").exit_code == 0
-
-
 def test_names_in_the_log_cannot_drive_the_terminal(infer, photos):
     (photos / "\x1b[31mred\n.png").write_bytes(b"")
     assert "\x1b" not in infer("--input", photos).output

@@ -56,8 +56,8 @@ def test_an_image_alone_scores_as_among_others(images, expected):
 
 def test_crops_that_coincide_cost_one_patch(images):
     detector, encoded = make_detector(), []
-    original = detector._encode
-    detector._encode = lambda patches: encoded.append(len(patches)) or original(patches)
+    original = detector.backend.encode
+    detector.backend.encode = lambda patches: encoded.append(len(patches)) or original(patches)
     scores = detector.score([images[0]])
     assert sum(encoded) == 1 and scores.attention[0].shape == (2, 5)
 
@@ -66,7 +66,7 @@ def test_repeated_crops_equal_scoring_five_copies(images):
     detector = make_detector()
     once = detector.score([images[0]]).logits
     patch = torch.from_numpy(images[0]).permute(2, 0, 1)[None]
-    vectors = detector._encode(patch).expand(5, -1)
+    vectors = detector.backend.encode(patch).expand(5, -1)
     with torch.no_grad():
         five = detector._model.pool(vectors[None]).logits
     torch.testing.assert_close(once, five, rtol=0, atol=1e-6)

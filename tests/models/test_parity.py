@@ -69,7 +69,7 @@ def test_every_recorded_array_is_reproduced(reference):
     with torch.no_grad():
         images = batch.float() / 255
         low, high = split_frequencies(images, model.mfvit.low_pass)
-        views = model.mfvit._spectral_views(batch)
+        views = model.mfvit.spectral_views(batch)
         blocks = [tokens.chunk(3) for tokens in stream_blocks(model.backbone, views)]
         vectors = model.encode(batch)
         output = model.pool(vectors[None])

@@ -141,7 +141,7 @@ def test_frozen_backbone_keeps_drop_path_in_train_mode():
         model.backbone.requires_grad_(False)
         torch.manual_seed(0)
         with torch.no_grad():
-            statistics = [model.mfvit.summarise(patches(1)).statistics for _ in range(8)]
+            statistics = [model.mfvit.encode(patches(1)) for _ in range(8)]
         different[rate] = len({tuple(values.flatten().tolist()) for values in statistics})
     assert different[0.0] == 1 and different[0.5] > 1
 
@@ -165,7 +165,7 @@ def test_a_model_on_the_meta_device_has_shapes_and_the_real_mask():
     with torch.device("meta"):
         model = build_model(default_config())
     assert isinstance(model, Spai)
-    assert model.mfvit.frequencies_mask.sum() == 856 and not model.mfvit.low_pass.is_meta
+    assert model.mfvit.frequencies_mask.sum() == 856 and not model.mfvit.low_pass.waves.is_meta
     assert sum(tensor.numel() for tensor in model.state_dict().values()) == 132_667_673
     output = model.to("meta")(PatchBatch.from_views(torch.empty(2, 4, 3, 224, 224, device="meta")))
     assert output.logits.shape == (2,) and output.attention[0].shape == (12, 4)
