@@ -4,6 +4,7 @@ BACKENDS says what each needs and can do. graph.py traces the encoder, cache.py 
 graphs on disk; pytorch.py, openvino.py and onnxruntime.py run them, onnx.py writes files.
 """
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -45,7 +46,11 @@ class BackendKind:
     @property
     def version(self) -> str:
         """The version of its first package."""
-        return importlib.metadata.version(self.packages[0])
+        name = self.packages[0]
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # such as onnxruntime-gpu
+            return str(importlib.import_module(name).__version__)
 
 
 BACKENDS = {
@@ -87,9 +92,15 @@ def check_backend(name: str, *, device: str, precision: str) -> None:
         )
 
 
-def cpu_threads() -> int:
-    """Return how many threads a backend may use: the cores of this process, or OMP_NUM_THREADS."""
-    known = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+def cpu_threads() -> int | None:
+    """Return how many threads a backend may use; None for as many as it finds best.
+
+    There is a limit when this process may not use all cores, or OMP_NUM_THREADS says one, as
+    torchrun sets it.
+    """
+    cores = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores
+    if asked.isdecimal() and int(asked):
+        allowed = min(allowed, int(asked))
+    return allowed if allowed < cores else None

@@ -53,7 +53,7 @@ class OnnxruntimeBackend:
 def open_session(graph: bytes | Path) -> onnxruntime.InferenceSession:
     """Load an ONNX model, given by its content or its file."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cpu_threads()
+    options.intra_op_num_threads = cpu_threads() or 0  # 0: its default
     options.log_severity_level = 3
     source = graph if isinstance(graph, bytes) else str(graph)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -6,6 +6,7 @@ rest. One graph serves all precisions: it is stored in float32 and rounded when 
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,11 +66,13 @@ class OpenVinoBackend:
                 "--precision bf16: this processor has no bfloat16 arithmetic for OpenVINO; "
                 "use --precision fp32"
             )
-        settings = {
+        settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
-            "INFERENCE_NUM_THREADS": cpu_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
+        threads = cpu_threads()
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
         compiled = openvino.Core().compile_model(graph, "CPU", settings)
         self._request = compiled.create_infer_request()
         self._views = views

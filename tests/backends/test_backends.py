@@ -1,7 +1,6 @@
 """The backends against torch: same vectors, same scores, whatever surrounds a patch."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -195,9 +194,13 @@ def test_torch_compile_and_another_backend_exclude_each_other(tiny_model):
         )
 
 
-def test_threads_are_those_of_the_process(monkeypatch):
+def test_threads_are_limited_to_what_the_process_may_use(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert cpu_threads() == len(os.sched_getaffinity(0))
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert cpu_threads() is None
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {1, 2, 3})
+    assert cpu_threads() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert cpu_threads() == 1
 

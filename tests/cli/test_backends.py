@@ -2,7 +2,6 @@
 
 import json
 
-import onnx
 import pandas as pd
 import pytest
 from click.testing import CliRunner
@@ -10,6 +9,7 @@ from click.testing import CliRunner
 from spai.backends import BACKENDS
 from spai.cli import main
 
+onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra `onnx`)")
 pytestmark = pytest.mark.skipif(
     not (BACKENDS["openvino"].installed and BACKENDS["onnxruntime"].installed),
     reason="openvino or onnxruntime is not installed (extras `cpu`, `onnx`)",
