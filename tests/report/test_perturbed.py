@@ -9,7 +9,8 @@ import pytest
 from spai.engine.metrics import sigmoid
 from spai.report.perturbed import POOLED, PerturbedScores, write_perturbed
 from spai.report.results import write_results
-from spai.report.robustness import HEADING, robustness_table
+from spai.report.robustness import robustness_table
+from spai.report.tables import ROBUSTNESS_HEADING
 
 
 def rows_of(*sets, shift=0.0, failed=()):
@@ -70,7 +71,7 @@ def test_the_report_and_the_csv_have_the_levels(tmp_path):
     ]
     write_results(tmp_path, rows_of(MIXED), {}, robustness)
     report = (tmp_path / "report.md").read_text()
-    assert all(word in report for word in (*HEADING, " scale |", "## Robustness"))
+    assert all(word in report for word in (*ROBUSTNESS_HEADING, " scale |", "## Robustness"))
     with (tmp_path / "robustness.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0])[:4] == ["dataset", "perturbation", "level", "count"]
