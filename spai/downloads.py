@@ -67,6 +67,8 @@ def download(
     if name not in weights.REGISTRY:
         raise unknown_model(name)
     entry = weights.REGISTRY[name]
+    if entry.drive_id is None:
+        raise ValueError(f"{name}: comes with the package; there is nothing to download")
     folder = (destination or home()).expanduser().absolute()
     target = folder / entry.file_name
     try:
@@ -137,6 +139,7 @@ def _fetch(entry: WeightsEntry, staged: Path, target: Path, progress: bool) -> N
         logger.info("continuing after %s bytes", f"{before:,}")
     try:
         with byte_meter(entry.name, entry.size, before, progress) as report:
+            assert entry.drive_id is not None
             _gdown(entry.drive_id, staged, report)
     except KeyboardInterrupt:
         logger.warning("interrupted; the same command continues the download")

@@ -4,7 +4,8 @@
     find_weights()     a name or path -> a local file; never touches the network
     verify()           a name or path -> what the file is, by its SHA-256
 
-A named file is looked for in `./weights`, then in `home()`; `spai.downloads` puts it there.
+A named file is looked for in `./weights`, then in `home()`; `spai.downloads` puts it there. The
+small model `mini` comes with the package.
 
 A file without a published SHA-256 is trusted when it is first downloaded: its SHA-256 is written to
 `<file name>.json` beside it and compared from then on.
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 LOCAL = Path("weights")
 DEFAULT = "spai"
+FALLBACK = "mini"
+# Where files that come with the package lie: installed, or in the source tree.
+BUNDLED = (Path(__file__).parent / "bundled", Path(__file__).parents[1] / "weights")
 HOST = "drive.google.com"
 LOG_SECONDS = 30  # between progress lines when stderr is not a terminal
 
@@ -35,11 +39,14 @@ Report = Callable[[int, int | None], None]  # bytes so far, of how many
 
 @dataclass(frozen=True)
 class WeightsEntry:
-    """A model file that can be named; sizes in bytes, `sha256` in lower-case hexadecimal."""
+    """A model file that can be named; sizes in bytes, `sha256` in lower-case hexadecimal.
+
+    `drive_id` is None for a file that comes with the package.
+    """
 
     name: str
     file_name: str
-    drive_id: str
+    drive_id: str | None
     size: int | None
     minimum_size: int
     sha256: str | None
@@ -71,6 +78,15 @@ REGISTRY: dict[str, WeightsEntry] = {
             minimum_size=100_000_001,
             sha256=None,
             description="MFM ViT-B/16 backbone, where training starts",
+        ),
+        WeightsEntry(
+            name="mini",
+            file_name="spai-mini.safetensors",
+            drive_id=None,
+            size=1,
+            minimum_size=1,
+            sha256="MINI_SHA",
+            description="a small demonstration model, not the published detector",
         ),
     )
 }
@@ -105,8 +121,9 @@ def home() -> Path:
 
 
 def local_copy(entry: WeightsEntry, *, local: Path = LOCAL) -> Path | None:
-    """Return the file of a registered model, in `local` or else in `home()`; None without one."""
-    candidates = (local / entry.file_name, home() / entry.file_name)
+    """Return the file of a registered model, in `local`, `home()` or the package; None without."""
+    folders = (local, home(), *(BUNDLED if entry.drive_id is None else ()))
+    candidates = (folder / entry.file_name for folder in folders)
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -134,6 +151,11 @@ def find_weights(name_or_path: str | Path, *, local: Path = LOCAL) -> Path:
         entry = REGISTRY[text]
         found = local_copy(entry, local=local)
         if found is None:
+            if entry.drive_id is None:
+                raise ValueError(
+                    f"the model {entry.name!r} comes with the package and is missing from it; "
+                    "install spai again"
+                )
             raise ValueError(
                 f"the model {entry.name!r} is not on this computer. To download it:\n"
                 f"  spai weights download {entry.name}\n{by_hand(entry, local, home())}"
@@ -150,8 +172,26 @@ def find_weights(name_or_path: str | Path, *, local: Path = LOCAL) -> Path:
 
 
 def default_weights(*, local: Path = LOCAL) -> Path:
-    """Return the file used when none is named; order and error as in `find_weights`."""
-    return find_weights(DEFAULT, local=local)
+    """Return the file used when none is named: the published model, or `mini` with a notice."""
+    found = local_copy(REGISTRY[DEFAULT], local=local)
+    if found is not None:
+        return found
+    entry = REGISTRY[FALLBACK]
+    logger.warning(
+        "No model was named and %r is not on this computer: using %r, %s. "
+        "To get the published one: spai weights download %s",
+        DEFAULT,
+        entry.name,
+        entry.description,
+        DEFAULT,
+    )
+    return find_weights(entry.name, local=local)
+
+
+def describe(sha256: str) -> str | None:
+    """Say which registered model a file of this SHA-256 is; None for any other."""
+    known = (entry for entry in REGISTRY.values() if entry.sha256 == sha256)
+    return next((f"{entry.name}: {entry.description}" for entry in known), None)
 
 
 def verify(name_or_path: str | Path, *, local: Path = LOCAL, progress: bool = True) -> Verification:

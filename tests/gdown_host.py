@@ -17,9 +17,15 @@ def tiny_registry(monkeypatch, tmp_path):
     """Two tiny models, a fresh home and working folder, and no way to the network."""
     spai = weights.REGISTRY["spai"]
     mfm = weights.REGISTRY["mfm"]
+    bundled = tmp_path / "bundled"
+    bundled.mkdir()
+    mini = replace(weights.REGISTRY["mini"], size=None, minimum_size=1)
+    (bundled / mini.file_name).write_bytes(CONTENT[::-1])
+    monkeypatch.setattr(weights, "BUNDLED", (bundled,))
     tiny = {
         "spai": replace(spai, size=len(CONTENT), minimum_size=len(CONTENT), sha256=SHA256),
         "mfm": replace(mfm, minimum_size=1000),
+        "mini": replace(mini, sha256=hashlib.sha256(CONTENT[::-1]).hexdigest()),
     }
     monkeypatch.setattr(weights, "REGISTRY", tiny)
     monkeypatch.setattr(downloads, "_gdown", lambda *_: pytest.fail("downloaded"))

@@ -42,10 +42,42 @@ def test_the_working_folder_wins_over_the_cache():
     assert weights.find_weights("spai") == weights.default_weights() == local
 
 
-@pytest.mark.parametrize("find", [weights.default_weights, lambda: weights.find_weights("spai")])
-def test_a_missing_model_names_command_url_and_both_places(find, tmp_path):
+def test_without_the_published_model_the_bundled_one_is_used_with_a_notice(caplog):
+    found = weights.default_weights()
+    assert found == weights.find_weights("mini") == weights.BUNDLED[0] / "spai-mini.safetensors"
+    assert "spai weights download spai" in caplog.text
+    assert "demonstration model, not the published detector" in caplog.text
+    caplog.clear()
+    put(weights.home())
+    assert weights.default_weights() == weights.home() / "spai.pth"
+    assert caplog.text == ""
+
+
+def test_an_own_copy_of_the_bundled_model_comes_first():
+    own = put(weights.LOCAL, name="spai-mini.safetensors")
+    assert weights.find_weights("mini") == own
+
+
+def test_a_bundled_model_that_is_missing_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(weights, "BUNDLED", ())
+    with pytest.raises(ValueError, match="'mini' comes with the package and is missing"):
+        weights.default_weights()
+
+
+def test_the_bundled_model_is_not_downloaded():
+    with pytest.raises(ValueError, match="mini: comes with the package"):
+        downloads.download("mini")
+
+
+def test_a_known_file_is_described_by_its_content():
+    sha256 = weights.REGISTRY["mini"].sha256
+    assert weights.describe(sha256).startswith("mini: a small demonstration model")
+    assert weights.describe("0" * 64) is None
+
+
+def test_a_missing_model_names_command_url_and_both_places(tmp_path):
     with pytest.raises(ValueError) as caught:
-        find()
+        weights.find_weights("spai")
     message = str(caught.value)
     assert "spai weights download spai" in message
     assert weights.REGISTRY["spai"].url in message

@@ -98,6 +98,7 @@ def run_infer(
     chosen_precision = resolve_precision(precision, chosen)
     path = weights.find_weights(model) if model is not None else weights.default_weights()
     file = open_detector(path, cfg=cfg, overrides=overrides)
+    logger.info("model: %s", weights.describe(file.sha256) or path)
     loading = choices.loading_options(file.config, chosen)
     maps: dict[str, MapFolder] = {}
     if attention_maps:

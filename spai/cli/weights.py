@@ -60,18 +60,38 @@ def _check_encoder(path: Path) -> None:
 
 
 @options.command(name="verify")
-@click.argument("file")
-def verify(file: str) -> None:
+@click.argument("file", required=False)
+@click.option("--model", help="The same as FILE.")
+def verify(file: str | None, model: str | None) -> None:
     """Compare the SHA-256 of FILE, or of a model's local copy, with the known one.
 
-    Exit code 0 means that the file is the published one, or still the one once downloaded; 1 that
-    it is not, or that nothing is known about it.
+    Of `mini` it also computes a few scores, which tells whether this installation computes what it
+    should. Exit code 0 means that the file is the published one, or still the one once downloaded;
+    1 that it is not, that nothing is known about it, or that scores are wrong.
     """
-    found = weights.verify(file)
+    if (file is None) == (model is None):
+        raise click.UsageError("name one model: spai weights verify FILE")
+    found = weights.verify(file or model or "")
     verdict = {True: "OK", False: "BAD", None: "UNKNOWN"}[found.ok]
     click.echo(f"{verdict}  {found.path}  {found.name or '-'}: {found.message}")
     click.echo(f"{found.size} bytes, SHA-256 {found.sha256}")
     if not found.ok:
+        raise SystemExit(options.Failure.exit_code)
+    if found.name == weights.FALLBACK:
+        _check_scores()
+
+
+def _check_scores() -> None:
+    """Say whether the bundled model gives the recorded scores here; exit with 1 when not."""
+    from spai.detectors.selfcheck import TOLERANCE, check_installation
+
+    check = check_installation()
+    verdict = "OK" if check.ok else "BAD"
+    click.echo(
+        f"{verdict}  scores of {len(check.scores)} computed images differ by at most "
+        f"{check.difference:.1e} from what was recorded (tolerance {TOLERANCE:g})"
+    )
+    if not check.ok:
         raise SystemExit(options.Failure.exit_code)
 
 

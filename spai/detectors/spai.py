@@ -28,6 +28,7 @@ from spai.detectors import PRECISIONS, ImageFeatures, ImageScore, Scores
 from spai.detectors.encoders import Enough, choose_backend, graph_backend
 from spai.models.patches import CentreCutter, Cutter, PatchCutter, PatchLayout, PatchPiece
 from spai.models.spai import ImageModel
+from spai.weights import describe
 
 # Patches encoded at once, unless the configuration sets a lower bound: measured best on CPUs;
 # on a GPU large enough to keep it busy and small enough for 8 GB.
@@ -111,6 +112,7 @@ class SpaiFile:
             "name": self.file.path.name,
             "path": str(self.file.path),
             "sha256": self.file.sha256,
+            "description": describe(self.file.sha256),
             "epoch": self.file.epoch,
             "configuration": as_plain(self.config),
             "device": str(device),

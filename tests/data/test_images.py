@@ -459,7 +459,7 @@ def test_what_is_no_store_is_a_value_error(tmp_path):
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1", "I;16"])
 @pytest.mark.parametrize(("height", "width", "drawn"), [(700, 90, (100, 13)), (40, 99, (40, 99))])
 def test_a_preview_is_the_mean_of_whole_blocks_of_pixels(monkeypatch, mode, height, width, drawn):
-    monkeypatch.setattr(images, "PREVIEW_BAND", 20)
+    monkeypatch.setattr(images, "REDUCED_ROWS", 20)
     source = Image.fromarray(reference_image(height, width, 3))
     image = source.convert("L").convert("I").convert("I;16") if mode == "I;16" else source
     wrapped = RowImage(image if mode == "I;16" else source.convert(mode))

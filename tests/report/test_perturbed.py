@@ -69,7 +69,7 @@ def test_the_report_and_the_csv_have_the_levels(tmp_path):
         ("a", "none", "", "100.0", "100.0", "100.0", "0"),
         ("a", "scale", "0.5", "100.0", "100.0", "100.0", "1"),
     ]
-    write_results(tmp_path, rows_of(MIXED), {}, robustness)
+    write_results(tmp_path, rows_of(MIXED), {}, robustness=robustness)
     report = (tmp_path / "report.md").read_text()
     assert all(word in report for word in (*ROBUSTNESS_HEADING, " scale |", "## Robustness"))
     with (tmp_path / "robustness.csv").open(newline="") as file:
