@@ -1,4 +1,4 @@
-# `make test` and `make lint` set everything up by themselves.
+# `make demo`, `make test` and `make lint` set everything up by themselves.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,14 +6,23 @@ BIN := $(VENV)/bin
 # A browser for the tests of HTML pages: taken from Debian where that is possible, else those skip.
 BROWSER := command -v chromium >/dev/null && command -v chromedriver >/dev/null
 
-.PHONY: help install browser test test-fast lint benchmark clean
+.PHONY: help demo install browser test test-fast lint benchmark clean
 
 help:
+	@echo "make demo       set up, score the sample images with the bundled model"
 	@echo "make test       set up, check the style and run all tests"
 	@echo "make test-fast  set up and run the fast tests"
 	@echo "make lint       set up, ruff and mypy"
 	@echo "make benchmark  set up and measure this machine"
 	@echo "make clean      remove the environment and caches"
+
+demo: install
+	$(BIN)/spai infer --input data/samples --model mini --output output/demo --report --attention-maps
+	@echo
+	@cut -d, -f1,2 output/demo/samples.csv
+	@echo
+	@echo "scores: $(CURDIR)/output/demo/samples.csv"
+	@echo "page:   $(CURDIR)/output/demo/samples.html (open it in a browser)"
 
 install: $(VENV)/installed
 

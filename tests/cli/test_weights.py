@@ -35,7 +35,8 @@ def run(*arguments):
 def test_list_shows_each_model_and_its_local_copy():
     before = run("list")
     assert before.exit_code == 0
-    assert [line.split()[0] for line in before.stdout.splitlines()] == ["NAME", "spai", "mfm", "mini"]
+    names = [line.split()[0] for line in before.stdout.splitlines()]
+    assert names == ["NAME", "spai", "mfm", "mini"]
     assert before.stdout.count("not downloaded") == 2
     run("download", "spai")
     after = run("list").stdout
