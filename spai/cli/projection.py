@@ -12,9 +12,10 @@ import pandas as pd
 from spai import weights
 from spai.cli.options import command_line
 from spai.cli.progress import show_progress
-from spai.cli.scoring import ImageChoices, score_settings, source_of
+from spai.cli.scoring import ImageChoices, enough_patches, score_settings, source_of
 from spai.data.records import InputTable
 from spai.detectors import open_detector, resolve_device, resolve_precision
+from spai.detectors.spai import build_cutter
 from spai.engine.evaluate import check_images, read_test_csvs
 from spai.engine.predict import Prediction, predict
 from spai.engine.projection import FEWEST_POINTS, FeatureSamples, Kind, fit_perplexity, project
@@ -35,6 +36,7 @@ def run_tsne(
     device: str,
     precision: str,
     compile_model: bool,
+    backend: str,
     split: str,
     max_patches: int | None,
     perplexity: float,
@@ -60,11 +62,24 @@ def run_tsne(
     for table, source in zip(tables, sources, strict=True):
         check_images(table, source)
     loading = choices.loading_options(file.config, chosen)
+    backend = file.choose_backend(
+        backend,
+        device=chosen,
+        precision=chosen_precision,
+        compile_model=compile_model,
+        enough=enough_patches(
+            list(zip(tables, sources, strict=True)),
+            build_cutter(file.config, max_patches),
+            choices,
+            choices.longest_side(file.config),
+        ),
+    )
     detector = file.build(
         device=chosen,
         precision=chosen_precision,
         compile_model=compile_model,
         max_patches=max_patches,
+        backend=backend,
         keep_features=True,
     )
     samples = FeatureSamples(seed=seed)
@@ -76,9 +91,8 @@ def run_tsne(
     used = {
         kind.name: _draw(output, kind, tables, perplexity=perplexity, seed=seed) for kind in kinds
     }
-    settings = score_settings(file, chosen_precision, "torch", choices) | {
-        "max_patches": max_patches
-    }
+    settings = score_settings(file, chosen_precision, backend, choices)
+    settings["max_patches"] = max_patches
     facts = {"command": command_line(), "model": detector.facts, "settings": settings}
     tsne = {"seed": seed, "perplexity": used}
     write_run(output / "tsne.run.json", {**facts, "tsne": tsne, "versions": versions()})
