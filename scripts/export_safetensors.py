@@ -6,6 +6,9 @@ import click
 
 from spai.cli.options import FILE, PATH, command
 
+# Where things lay on the machine that trained it is nobody's business.
+PATHS = ("DATA.DATA_PATH", "DATA.CSV_ROOT", "PRETRAINED", "OUTPUT", "TAG")
+
 
 @command()
 @click.option("--model", type=FILE, required=True, help="A checkpoint with its configuration.")
@@ -16,7 +19,7 @@ def main(model: Path, output: Path) -> None:
     from spai.detectors.spai import SpaiFile
     from spai.files import file_sha256
 
-    file = SpaiFile.read(model)
+    file = SpaiFile.read(model, overrides=[(key, "") for key in PATHS])
     save_safetensors(file.load_model(), file.config, output, epoch=file.file.epoch)
     click.echo(f"{output}: {output.stat().st_size:,} bytes, SHA-256 {file_sha256(output)}")
 

@@ -83,9 +83,9 @@ REGISTRY: dict[str, WeightsEntry] = {
             name="mini",
             file_name="spai-mini.safetensors",
             drive_id=None,
-            size=1,
-            minimum_size=1,
-            sha256="MINI_SHA",
+            size=9_722_868,
+            minimum_size=9_722_868,
+            sha256="c9a3ab7d3ba295243f1576e679f61a54f4969ac06aee2c4e6f108d6e967a64f7",
             description="a small demonstration model, not the published detector",
         ),
     )
