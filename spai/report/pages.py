@@ -61,6 +61,7 @@ def run_summary(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     shown = ("spai", "torch", "python")
     facts = {
         "Model": model.get("name"),
+        "Known as": model.get("description"),
         "SHA-256": model.get("sha256"),
         "Device": model.get("device"),
         "Precision": model.get("precision"),
