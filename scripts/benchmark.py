@@ -47,6 +47,7 @@ GFLOP_PER_PATCH = 131
 PRECISIONS = ("fp32", "bf16")
 MIXED_MEGAPIXELS = (0.1, 0.1, 0.3, 0.5, 1, 2, 4, 8, 12, 24)
 MEMORY_MEGAPIXELS = (1, 12, 48, 100)
+PAGE_PHOTOS = 4  # of 1 megapixel
 SECTIONS = (
     "start",
     "speed",
@@ -54,6 +55,7 @@ SECTIONS = (
     "precision",
     "memory",
     "folder",
+    "pages",
     "training",
     "training memory",
 )
@@ -97,7 +99,7 @@ def main(
         folder = Path(name)
         os.environ["SPAI_HOME"] = str(folder / "home")  # of models converted here
         model = folder / "full.safetensors"
-        if {"speed", "backends", "precision", "memory"} & set(chosen):
+        if {"speed", "backends", "precision", "memory", "pages"} & set(chosen):
             save_safetensors(formula_model(default_config()), default_config(), model, epoch=None)
         runs: dict[str, Callable[[], Any]] = {
             "start": lambda: measure_start(rounds),
@@ -106,6 +108,7 @@ def main(
             "precision": lambda: measure_precision(model, backend),
             "memory": lambda: measure_memory(folder, model, backend),
             "folder": lambda: measure_folder(folder, backend),
+            "pages": lambda: measure_pages(folder, model, rounds, backend),
             "training": lambda: measure_training(rounds, {n: product_rate(n) for n in PRECISIONS}),
             "training memory": measure_training_memory,
         }
@@ -262,6 +265,28 @@ def measure_folder(folder: Path, backend: str) -> dict[str, Any]:
             backend,
         )
     return found
+
+
+def measure_pages(folder: Path, model: Path, rounds: int, backend: str) -> dict[str, float]:
+    """Time `spai infer` on photos of 1 megapixel with and without heat maps and page."""
+    photos = folder / "photos"
+    photos.mkdir()
+    for number in range(PAGE_PHOTOS):
+        Image.fromarray(photograph(866, 1155, number)).save(photos / f"{number}.jpg", quality=92)
+    command = [sys.executable, "-m", "spai", "infer", "--input", str(photos), "--device", "cpu"]
+    command += ["--model", str(model), "--backend", backend, "--output", str(folder / "pages")]
+    extra = {"plain": [], "maps and page": ["--attention-maps", "--report"]}
+    seconds: dict[str, list[float]] = {name: [] for name in extra}
+    for _ in range(rounds):
+        for name, options in extra.items():
+            run = partial(subprocess.run, [*command, *options], check=True, cwd=ROOT)
+            seconds[name].append(timed(run))
+    found = {f"{name}, seconds": round(statistics.median(t), 2) for name, t in seconds.items()}
+    share = statistics.median(
+        with_pages / plain - 1
+        for plain, with_pages in zip(seconds["plain"], seconds["maps and page"], strict=True)
+    )
+    return {**found, "maps and page cost": round(share, 4)}
 
 
 def peak_memory(arguments: Sequence[str], folder: Path, backend: str) -> dict[str, float]:
