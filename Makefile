@@ -41,8 +41,12 @@ browser:
 		} >/dev/null 2>&1 </dev/null || true
 	@$(BROWSER) || echo "no chromium and chromedriver here: tests in a browser will be skipped"
 
+# The backends have a process of their own: some of the other tests fork, which native threads do not survive.
+BACKENDS := tests/backends tests/cli/test_backends.py
+
 test: lint browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BACKENDS:%=--ignore=%)
+	$(BIN)/python -m pytest $(BACKENDS)
 
 test-fast: install browser
 	$(BIN)/python -m pytest -m "not slow"

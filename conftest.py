@@ -74,6 +74,13 @@ def no_user_cache(
 
 
 @pytest.fixture(autouse=True)
+def torch_unless_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let "auto" be torch except where backends are tested: conversions would cost more."""
+    if request.path.name != "test_backends.py":
+        monkeypatch.setattr("spai.detectors.encoders.PATCHES_THAT_PAY", 10**9)
+
+
+@pytest.fixture(autouse=True)
 def doctest_folder(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -25,6 +25,16 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Delete what processes that were killed while writing `path` left beside it.
+
+    Call it only where no other process can be writing the file.
+    """
+    for other in path.parent.iterdir():
+        if other.name.startswith(f".{path.name}.") and other.name.endswith(".partial"):
+            other.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def replacing_text(path: Path, *, errors: str = "backslashreplace") -> Iterator[IO[str]]:
     """Open a UTF-8 text file beside `path` that takes its place when the block ends well.

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from spai.files import replacing_text
+from spai.files import remove_leftovers, replacing_text
 
 
 def test_a_file_is_replaced_only_when_the_new_one_is_complete(tmp_path):
@@ -19,3 +19,11 @@ def test_a_file_is_replaced_only_when_the_new_one_is_complete(tmp_path):
     with replacing_text(path) as file:
         file.write("new\n")
     assert path.read_bytes() == b"new\n" and os.listdir(tmp_path) == ["f"]
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    kept = {"a.csv", ".a.csv.note", ".b.csv.1.partial", "a.csv.partial"}
+    for name in (*kept, ".a.csv.1.partial", ".a.csv.22.partial"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path / "a.csv")
+    assert set(os.listdir(tmp_path)) == kept

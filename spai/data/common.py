@@ -97,7 +97,7 @@ def _tables(
         tables["all.csv"].append(row)
         if groups:
             column = groups[-1] if record.label else groups[0]
-            group = re.sub(r"[^\w.-]+", "-", str(frame[column][record.row]))
+            group = re.sub(r"[^\w.-]+", "-", str(frame[column][record.row])).strip("-")
             kind = "fake" if record.label else "real"
             tables.setdefault(f"{kind}_{group}.csv", []).append(row)
     yield from sorted(tables.items())

@@ -38,6 +38,7 @@ from spai.engine.metrics import sigmoid
 from spai.engine.predict import Prediction, predict
 from spai.engine.run_files import OutputFiles, check_places, read_run, versions, write_run
 from spai.engine.verdicts import add_verdicts
+from spai.files import remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,8 @@ class ScoringRun:
             # First what makes a later run look at the partial files.
             for path in (self.files.running, *self.files.partials()):
                 path.unlink(missing_ok=True)
+            for path in (self.files.final, self.files.run, self.files.running):
+                remove_leftovers(path)
         self._ranks.wait()
         return rows
 

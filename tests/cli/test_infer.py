@@ -262,11 +262,12 @@ def test_user_errors_are_one_line_and_exit_2_before_the_model_is_built(
     assert not list((tmp_path / "out").glob("*.csv"))
 
 
-def test_without_any_weights_the_message_says_how_to_get_them(infer, photos, tmp_path, monkeypatch):
+def test_a_named_model_that_is_not_there_says_how_to_get_it(infer, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("SPAI_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    result = infer("--input", photos, model=None)
+    result = infer("--input", photos, model="spai")
     assert result.exit_code == 2 and "spai weights download spai" in result.output
+    assert not (tmp_path / "output").exists()
 
 
 def test_max_patches_limits_and_reports_patches(infer, photos, tmp_path):
