@@ -41,12 +41,14 @@ browser:
 		} >/dev/null 2>&1 </dev/null || true
 	@$(BROWSER) || echo "no chromium and chromedriver here: tests in a browser will be skipped"
 
-# The backends have a process of their own: some of the other tests fork, which native threads do not survive.
-BACKENDS := tests/backends tests/cli/test_backends.py
+# A process for each part: some tests fork, which native threads of others do not survive.
+PARTS := tests/backends $(wildcard tests/cli/test_*.py tests/engine/test_*.py) tests/data \
+	tests/detectors tests/models tests/report tests/scripts $(wildcard tests/test_*.py) spai
 
 test: lint browser
-	$(BIN)/python -m pytest $(BACKENDS:%=--ignore=%)
-	$(BIN)/python -m pytest $(BACKENDS)
+	@for part in $(PARTS); do \
+		echo "== $$part"; $(BIN)/python -m pytest -q $$part || exit 1; \
+	done
 
 test-fast: install browser
 	$(BIN)/python -m pytest -m "not slow"
