@@ -188,6 +188,11 @@ def default_weights(*, local: Path = LOCAL) -> Path:
     return find_weights(entry.name, local=local)
 
 
+def chosen_weights(name_or_path: str | None) -> Path:
+    """Return the file of `find_weights`, or of `default_weights` when none is named."""
+    return default_weights() if name_or_path is None else find_weights(name_or_path)
+
+
 def describe(sha256: str) -> str | None:
     """Say which registered model a file of this SHA-256 is; None for any other."""
     known = (entry for entry in REGISTRY.values() if entry.sha256 == sha256)

@@ -8,24 +8,7 @@ from spai.cli import options
 
 
 @options.command(name="calibrate")
-@click.option(
-    "--scores",
-    "files",
-    type=options.PATH,
-    multiple=True,
-    help="A CSV of `infer` or `test`; repeatable. Its class is in the column `class`, or in a file "
-    "name that begins with real_ or fake_.",
-)
-@click.option("--real", type=options.PATH, multiple=True, help="A score CSV of real images only.")
-@click.option(
-    "--generated", type=options.PATH, multiple=True, help="A score CSV of generated images only."
-)
-@click.option(
-    "--score-column",
-    default="spai",
-    show_default=True,
-    help="The column of scores. A scores.csv of `test` needs no name.",
-)
+@options.score_file_options
 @click.option(
     "--target-fpr",
     "targets",

@@ -22,15 +22,15 @@ from spai.cli.perturbations import parse_levels
 from spai.cli.progress import show_progress
 from spai.cli.scoring import (
     ImageChoices,
+    choose_backend,
     describe_metrics,
-    enough_patches,
     score_settings,
     source_of,
 )
 from spai.data.loaders import LoadingOptions
 from spai.data.records import InputTable, natural_key
 from spai.detectors import Detector, resolve_device, resolve_precision
-from spai.detectors.spai import SpaiFile, build_cutter
+from spai.detectors.spai import SpaiFile
 from spai.engine.distributed import Ranks, local_rank, ranks_of_run
 from spai.engine.evaluate import (
     add_score_column,
@@ -46,7 +46,7 @@ from spai.engine.run_files import versions
 from spai.files import file_sha256
 from spai.report.checkpoints import SUMMARY_FILES, CheckpointResults, write_checkpoints
 from spai.report.perturbed import PERTURBED_FILES, PerturbedScores, write_perturbed
-from spai.report.results import RESULT_FILES, Results, write_results
+from spai.report.results import RESULT_FILES, Results, check_not_overwritten, write_results
 from spai.report.results_page import Pictures
 
 CHECKPOINTS = "ckpt_epoch_*.pth"
@@ -144,17 +144,12 @@ class Evaluation:
         """Return what runs the patch encoder of a checkpoint; ValueError when it cannot."""
         config = checkpoint.file.config
         store = self.choices.store(config)
-        return checkpoint.file.choose_backend(
-            self.backend,
+        inputs = [(table, source_of(table, store)) for table in self.tables]
+        return choose_backend(
+            *(self.backend, checkpoint.file, inputs, self.choices),
             device=self.device,
             precision=self.precision,
             compile_model=self.compile_model,
-            enough=enough_patches(
-                [(table, source_of(table, store)) for table in self.tables],
-                build_cutter(config),
-                self.choices,
-                self.choices.longest_side(config),
-            ),
         )
 
     def _score(
@@ -271,10 +266,8 @@ def _is_folder(model: str | None) -> bool:
 
 def _model_files(model: str | None) -> list[Path]:
     """Return the model file, or those of a folder in natural order."""
-    if model is None:
-        return [weights.default_weights()]
-    if not _is_folder(model):
-        return [weights.find_weights(model)]
+    if model is None or not _is_folder(model):
+        return [weights.chosen_weights(model)]
     folder = Path(model).expanduser()
     found = sorted(folder.glob(CHECKPOINTS), key=lambda path: natural_key(path.name))
     if not found:
@@ -302,10 +295,7 @@ def _check_columns(checkpoints: Sequence[Checkpoint]) -> None:
 
 def _check_output(output: Path, inputs: Sequence[Path], names: Sequence[str]) -> None:
     """Make the folder; ValueError when it cannot be written or a result would replace an input."""
-    written = {(output / name).resolve() for name in names}
-    for file in inputs:
-        if file.resolve() in written:
-            raise ValueError(f"{file}: would be overwritten; give another folder with --output")
+    check_not_overwritten(output, inputs, names)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

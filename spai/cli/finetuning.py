@@ -18,6 +18,7 @@ from spai.cli.training_run import (
     existing_images,
     image_source,
     open_folder,
+    ranks_of_training,
     train_model,
     view_loader,
     worker_count,
@@ -31,7 +32,7 @@ from spai.data.training_records import check_classes, read_labelled
 from spai.data.views import LabelledViews, Triplets
 from spai.detectors import Detector
 from spai.detectors.spai import SpaiDetector, build_cutter, chunk_size
-from spai.engine.distributed import Ranks, ranks_of_run
+from spai.engine.distributed import Ranks
 from spai.engine.initialise import standardize_context
 from spai.engine.step import Task
 from spai.engine.tasks import ContrastiveTask, EvaluationSet, SupervisedTask
@@ -56,13 +57,9 @@ def run_train(
     """
     config, run = configure(cfg, given, overrides)
     _check_mode(config)
-    if run.device.type == "cuda":
-        torch.cuda.set_device(run.device)
     train, val = (_labelled(config, split) for split in ("train", "val"))
     tests = _test_tables(config, test_csvs, test_roots)
-    with ranks_of_run(run.device) as ranks:
-        if not ranks.is_main:
-            logging.getLogger().setLevel(logging.ERROR)
+    with ranks_of_training(run.device) as ranks:
         records = existing_images(train, config, run)
         check_classes(records, f"{train.source}, split=train")
         val_records = existing_images(val, config, run)

@@ -15,8 +15,8 @@ from spai.cli.page import check_page, write_page
 from spai.cli.progress import show_progress
 from spai.cli.scoring import (
     ImageChoices,
+    choose_backend,
     describe_metrics,
-    enough_patches,
     score_settings,
     source_of,
 )
@@ -32,13 +32,12 @@ from spai.detectors import (
     resolve_device,
     resolve_precision,
 )
-from spai.detectors.spai import build_cutter
 from spai.engine.calibration_file import CalibrationFile, ScoreOrigin, read_calibration
 from spai.engine.distributed import Ranks, local_rank, ranks_of_run
 from spai.engine.metrics import compute_metrics, log_odds
 from spai.engine.run_files import OutputFiles, check_output_folder, earlier_backend
 from spai.engine.scoring import ScoringRun
-from spai.engine.verdicts import verdict_columns
+from spai.engine.verdicts import VERSIONS, verdict_columns
 from spai.report.maps import LONGEST, MapFolder
 
 logger = logging.getLogger(__name__)
@@ -96,7 +95,7 @@ def run_infer(
         LmdbSource(choices.lmdb, tables[0].root)
     chosen = resolve_device(device, local_rank=local_rank())
     chosen_precision = resolve_precision(precision, chosen)
-    path = weights.find_weights(model) if model is not None else weights.default_weights()
+    path = weights.chosen_weights(model)
     file = open_detector(path, cfg=cfg, overrides=overrides)
     logger.info("model: %s", weights.describe(file.sha256) or path)
     loading = choices.loading_options(file.config, chosen)
@@ -107,20 +106,14 @@ def run_infer(
     outputs = [OutputFiles(output, table.name, kind) for table in tables]
     sources = [source_of(table, choices.store(file.config)) for table in tables]
     asked = backend if not resume or backend != "auto" else _earlier_backend(outputs)
-    enough = enough_patches(
-        list(zip(tables, sources, strict=True)),
-        build_cutter(file.config, max_patches),
-        choices,
-        choices.longest_side(file.config),
-    )
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(ranks_of_run())
-        backend = file.choose_backend(
-            asked,
+        backend = choose_backend(
+            *(asked, file, list(zip(tables, sources, strict=True)), choices),
             device=chosen,
             precision=chosen_precision,
             compile_model=compile_model,
-            enough=enough,
+            max_patches=max_patches,
         )
         backend = ranks.gather(backend)[0]  # what is in the cache may change meanwhile
         settings = {
@@ -273,7 +266,7 @@ def _earlier_backend(outputs: Sequence[OutputFiles]) -> str:
 def _columns(tag: str, *, stability: bool, patches: bool, maps: bool) -> ScoreColumns:
     if not tag.strip():
         raise ValueError("--tag: the name of the score column cannot be empty")
-    extras = [f"{tag}_jpeg80", f"{tag}_scale075"] if stability else []
+    extras = [f"{tag}_{version}" for version in VERSIONS] if stability else []
     columns = ScoreColumns(tag)
     extras += [columns.patches] if patches else []
     extras += [columns.mask] if maps else []

@@ -126,7 +126,7 @@ class OnnxEncoder:
 
 
 def _open(model: str | None, cfg: Path | None, overrides: Sequence[tuple[str, str]]) -> SpaiFile:
-    path = weights.default_weights() if model is None else weights.find_weights(model)
+    path = weights.chosen_weights(model)
     return SpaiFile.read(path, cfg=cfg, overrides=overrides)
 
 

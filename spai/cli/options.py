@@ -123,7 +123,7 @@ def model_file_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--model",
             help="A model file, or the name of a registered one (see `spai weights list`).  "
-            "[default: ./weights/spai.pth, else the downloaded copy]",
+            "[default: ./weights/spai.pth, else the downloaded copy, else the bundled mini]",
         ),
         click.option(
             "--cfg",
@@ -183,6 +183,55 @@ def image_options(function: Callable[..., Any]) -> Callable[..., Any]:
             default=500_000_000,
             show_default=True,
             help="Larger images become an error row.",
+        ),
+    )
+
+
+def test_csv_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name labelled data sets."""
+    return _with(
+        function,
+        click.option(
+            "--test-csv",
+            "csvs",
+            type=PATH,
+            multiple=True,
+            required=True,
+            help="A data set: a CSV with columns `image` and `class` (0 real, 1 generated); "
+            "repeatable.",
+        ),
+        click.option(
+            "--test-csv-root-dir",
+            "roots",
+            type=PATH,
+            multiple=True,
+            help="What image paths are relative to: once for all CSVs, or once for each.  "
+            "[default: each CSV's folder]",
+        ),
+    )
+
+
+def score_file_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name score CSVs and the class of their images."""
+    return _with(
+        function,
+        click.option(
+            "--scores",
+            "files",
+            type=PATH,
+            multiple=True,
+            help="A CSV of `infer` or `test`; repeatable. Its class is in the column `class`, or "
+            "in a file name that begins with real_ or fake_.",
+        ),
+        click.option("--real", type=PATH, multiple=True, help="A score CSV of real images only."),
+        click.option(
+            "--generated", type=PATH, multiple=True, help="A score CSV of generated images only."
+        ),
+        click.option(
+            "--score-column",
+            default="spai",
+            show_default=True,
+            help="The column of scores. A scores.csv of `test` needs no name.",
         ),
     )
 

@@ -15,13 +15,13 @@ from spai.cli.training_run import (
     existing_images,
     image_source,
     open_folder,
+    ranks_of_training,
     train_model,
     view_loader,
 )
 from spai.data.images import Source
 from spai.data.records import CLASS_COLUMN, ImageRecord, InputTable, read_csv, read_folder
 from spai.data.views import PretrainingViews
-from spai.engine.distributed import ranks_of_run
 from spai.engine.tasks import PretrainingTask
 from spai.models.backbone import build_backbone, use_fused_attention
 from spai.models.mfm import MaskedFrequencyModel
@@ -41,13 +41,9 @@ def run_pretrain(*, cfg: Path, overrides: Sequence[tuple[str, str]], **given: An
         ValueError: a mistake in what was asked, found before training.
     """
     config, run = configure(cfg, given, overrides)
-    if run.device.type == "cuda":
-        torch.cuda.set_device(run.device)
     table = _images(config)
     source = image_source(table, config)
-    with ranks_of_run(run.device) as ranks:
-        if not ranks.is_main:
-            logging.getLogger().setLevel(logging.ERROR)
+    with ranks_of_training(run.device) as ranks:
         records = existing_images(table, config, run)
         batches = epoch_batches(len(records), config, ranks)
         views = _views(records, source, config)

@@ -12,10 +12,9 @@ import pandas as pd
 from spai import weights
 from spai.cli.options import command_line
 from spai.cli.progress import show_progress
-from spai.cli.scoring import ImageChoices, enough_patches, score_settings, source_of
+from spai.cli.scoring import ImageChoices, choose_backend, score_settings, source_of
 from spai.data.records import InputTable
 from spai.detectors import open_detector, resolve_device, resolve_precision
-from spai.detectors.spai import build_cutter
 from spai.engine.evaluate import check_images, read_test_csvs
 from spai.engine.predict import Prediction, predict
 from spai.engine.projection import FEWEST_POINTS, FeatureSamples, Kind, fit_perplexity, project
@@ -55,24 +54,20 @@ def run_tsne(
     check_output_folder(output)
     chosen = resolve_device(device)
     chosen_precision = resolve_precision(precision, chosen)
-    path = weights.find_weights(model) if model is not None else weights.default_weights()
+    path = weights.chosen_weights(model)
     file = open_detector(path, cfg=cfg, overrides=overrides)
     choices = ImageChoices(**image_choices)
     sources = [source_of(table, choices.store(file.config)) for table in tables]
     for table, source in zip(tables, sources, strict=True):
         check_images(table, source)
     loading = choices.loading_options(file.config, chosen)
-    backend = file.choose_backend(
-        backend,
+    inputs = list(zip(tables, sources, strict=True))
+    backend = choose_backend(
+        *(backend, file, inputs, choices),
         device=chosen,
         precision=chosen_precision,
         compile_model=compile_model,
-        enough=enough_patches(
-            list(zip(tables, sources, strict=True)),
-            build_cutter(file.config, max_patches),
-            choices,
-            choices.longest_side(file.config),
-        ),
+        max_patches=max_patches,
     )
     detector = file.build(
         device=chosen,
@@ -83,7 +78,7 @@ def run_tsne(
         keep_features=True,
     )
     samples = FeatureSamples(seed=seed)
-    for number, (table, source) in enumerate(zip(tables, sources, strict=True)):
+    for number, (table, source) in enumerate(inputs):
         found = predict(detector, table.records, source, loading)
         shown = show_progress(found, name=table.name, done=0, total=len(table.records))
         _collect(samples, number, table, shown)

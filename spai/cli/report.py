@@ -16,24 +16,7 @@ log = logging.getLogger(__name__)
 
 
 @options.command(name="report")
-@click.option(
-    "--scores",
-    "files",
-    type=options.PATH,
-    multiple=True,
-    help="A CSV of `infer` or `test`; repeatable. Its class is in the column `class`, or in a file "
-    "name that begins with real_ or fake_.",
-)
-@click.option("--real", type=options.PATH, multiple=True, help="A score CSV of real images only.")
-@click.option(
-    "--generated", type=options.PATH, multiple=True, help="A score CSV of generated images only."
-)
-@click.option(
-    "--score-column",
-    default="spai",
-    show_default=True,
-    help="The column of scores. A scores.csv of `test` needs no name.",
-)
+@options.score_file_options
 @click.option("--output", type=options.PATH, required=True, help="The folder for the results.")
 def command(
     files: tuple[Path, ...],
@@ -47,10 +30,17 @@ def command(
     Each CSV is a data set. When some hold only real and others only generated images, every
     generator is also compared with every real source.
     """
-    from spai.report.results import RESULT_FILES, read_scores, write_results
+    from spai.report.results import (
+        RESULT_FILES,
+        check_not_overwritten,
+        read_scores,
+        write_results,
+    )
 
     inputs = (*files, *real, *generated)
-    _check_output(output, inputs, RESULT_FILES)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output}: is a file; give a folder with --output")
+    check_not_overwritten(output, inputs, RESULT_FILES)
     scores = read_scores(files, column=score_column, real=real, generated=generated)
     results = write_results(output, scores, _run_facts(inputs, score_column))
     failed = sum(metrics.errors for metrics in results.metrics.values())
@@ -59,15 +49,6 @@ def command(
     if results.cross is not None and results.cross.average is not None:
         log.info("average AUC of the generators: %.1f %%", 100 * results.cross.average)
     click.echo(output / "report.md")
-
-
-def _check_output(output: Path, inputs: Iterable[Path], names: Iterable[str]) -> None:
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output}: is a file; give a folder with --output")
-    written = {(output / name).resolve() for name in names}
-    for file in inputs:
-        if file.resolve() in written:
-            raise ValueError(f"{file}: would be overwritten; give another folder with --output")
 
 
 def _run_facts(inputs: Iterable[Path], score_column: str) -> dict[str, object]:

@@ -24,6 +24,7 @@ from spai.data.loaders import LoadingOptions, Preparation
 from spai.data.perturb import Perturbation
 from spai.data.records import ImageRecord, InputTable, as_text
 from spai.detectors import DetectorFile
+from spai.detectors.spai import build_cutter
 from spai.engine.metrics import Metrics
 from spai.models.patches import Cutter, patch_count
 
@@ -159,7 +160,47 @@ def score_settings(
     }
 
 
-def enough_patches(
+def choose_backend(
+    name: str,
+    file: DetectorFile,
+    inputs: Sequence[tuple[InputTable, Source]],
+    choices: ImageChoices,
+    *,
+    device: torch.device,
+    precision: str,
+    compile_model: bool,
+    max_patches: int | None = None,
+) -> str:
+    """Return what runs the patch encoder of a model file over some inputs.
+
+    Args:
+        name: a backend, or "auto", which may read the sizes of some images.
+        file: of the model.
+        inputs: tables, and where their images come from.
+        choices: how images are read.
+        device: where the model runs.
+        precision: of the encoder.
+        compile_model: torch.compile was asked for.
+        max_patches: of an image, None for all.
+
+    Raises:
+        ValueError: the backend cannot run.
+    """
+    return file.choose_backend(
+        name,
+        device=device,
+        precision=precision,
+        compile_model=compile_model,
+        enough=_enough_patches(
+            inputs,
+            build_cutter(file.config, max_patches),
+            choices,
+            choices.longest_side(file.config),
+        ),
+    )
+
+
+def _enough_patches(
     inputs: Sequence[tuple[InputTable, Source]],
     cutter: Cutter,
     choices: ImageChoices,

@@ -9,22 +9,7 @@ from spai.cli import options
 
 
 @options.command(name="test")
-@click.option(
-    "--test-csv",
-    "csvs",
-    type=options.PATH,
-    multiple=True,
-    required=True,
-    help="A data set: a CSV with columns `image` and `class` (0 real, 1 generated); repeatable.",
-)
-@click.option(
-    "--test-csv-root-dir",
-    "roots",
-    type=options.PATH,
-    multiple=True,
-    help="What image paths are relative to: once for all CSVs, or once for each.  "
-    "[default: each CSV's folder]",
-)
+@options.test_csv_options
 @click.option(
     "--output",
     type=options.PATH,
@@ -74,9 +59,9 @@ def command(**chosen: Any) -> None:
     --model may also be a folder of ckpt_epoch_*.pth: each is tested, in natural order, into a
     folder of its own below --output, with a table of all beside them.
 
-    Writes metrics.json, metrics.csv, scores.csv and report.md, with --perturb also robustness.csv
-    and scores_perturbed.csv. An image that cannot be read is
-    counted apart and enters no metric.
+    Writes report.html and figures/, metrics.json, metrics.csv, scores.csv and report.md, with
+    --perturb also robustness.csv and scores_perturbed.csv. An image that cannot be read is counted
+    apart and enters no metric.
     """
     from spai.cli.evaluation import run_test
 

@@ -1,8 +1,9 @@
 """One run of `train` or `pretrain`: what it needs, what it shows, how it ends."""
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from spai.data.images import FileSource, LmdbSource, Source
 from spai.data.records import ImageRecord, InputTable
 from spai.data.training_records import drop_missing
 from spai.data.views import Sample
-from spai.engine.distributed import Ranks
+from spai.engine.distributed import Ranks, ranks_of_run
 from spai.engine.optim import OptimizerSettings, Schedule, build_optimizer
 from spai.engine.state import RunFolder
 from spai.engine.step import Task
@@ -39,6 +40,17 @@ NEUTRAL_KEYS = (
     *("DATA.PREFETCH_FACTOR", "DATA.VAL_PREFETCH_FACTOR", "DATA.TEST_PREFETCH_FACTOR"),
     *("DATA.VAL_BATCH_SIZE", "DATA.TEST_BATCH_SIZE"),
 )
+
+
+@contextlib.contextmanager
+def ranks_of_training(device: torch.device) -> Iterator[Ranks]:
+    """Join the processes that train together; all but the first log errors only."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with ranks_of_run(device) as ranks:
+        if not ranks.is_main:
+            logging.getLogger().setLevel(logging.ERROR)
+        yield ranks
 
 
 def existing_images(table: InputTable, config: CfgNode, run: RunOptions) -> list[ImageRecord]:

@@ -9,22 +9,7 @@ from spai.cli import options
 
 
 @options.command(name="tsne")
-@click.option(
-    "--test-csv",
-    "csvs",
-    type=options.PATH,
-    multiple=True,
-    required=True,
-    help="A data set: a CSV with columns `image` and `class` (0 real, 1 generated); repeatable.",
-)
-@click.option(
-    "--test-csv-root-dir",
-    "roots",
-    type=options.PATH,
-    multiple=True,
-    help="What image paths are relative to: once for all CSVs, or once for each.  "
-    "[default: each CSV's folder]",
-)
+@options.test_csv_options
 @click.option(
     "--output",
     type=options.PATH,

@@ -127,7 +127,7 @@ def compile_model(
     from spai.detectors import open_detector, resolve_device, resolve_precision
     from spai.detectors.encoders import compiled_folder
 
-    path = weights.default_weights() if model is None else weights.find_weights(model)
+    path = weights.chosen_weights(model)
     device = resolve_device("cpu")
     settings: dict[str, Any] = {"device": device, "precision": resolve_precision(precision, device)}
     file = open_detector(path, cfg=cfg, overrides=overrides)

@@ -90,6 +90,14 @@ def write_results(
     return results
 
 
+def check_not_overwritten(output: Path, inputs: Iterable[Path], names: Iterable[str]) -> None:
+    """Raise ValueError when a file of these names in `output` would replace an input."""
+    written = {(output / name).resolve() for name in names}
+    for file in inputs:
+        if file.resolve() in written:
+            raise ValueError(f"{file}: would be overwritten; give another folder with --output")
+
+
 def read_scores(
     files: Sequence[Path],
     *,
