@@ -336,7 +336,3 @@ def _refusal(path: Path, message: str) -> str:
         f"{path}: refused: the file names {named.group(1)!r}, which is no plain data; "
         "loading it could run code. Convert it where you trust it, or get the original file"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__

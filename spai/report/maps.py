@@ -43,7 +43,6 @@ OVERLAY, MAP = ".overlay.png", ".map.png"
 LONGEST_PART = 120  # bytes of a file or folder name; file systems allow 255
 LONGEST_PATH = 1000  # bytes of a path below the folder of maps
 
-Color = tuple[int, int, int]
 Floats = npt.NDArray[np.float64]
 Shades = npt.NDArray[np.uint8]
 
