@@ -36,7 +36,7 @@ from spai.engine.calibration_file import CalibrationFile, ScoreOrigin, read_cali
 from spai.engine.distributed import Ranks, local_rank, ranks_of_run
 from spai.engine.metrics import compute_metrics, log_odds
 from spai.engine.run_files import OutputFiles, check_output_folder, earlier_backend
-from spai.engine.scoring import ScoringRun
+from spai.engine.scoring import Finished, ScoringRun
 from spai.engine.verdicts import VERSIONS, verdict_columns
 from spai.report.maps import LONGEST, MapFolder
 
@@ -177,7 +177,7 @@ def _score(
         ):
             pass
         facts = {"model": detector.facts, "command": command_line()}
-        rows = run.finish(facts, calibration)
+        finished = run.finish(facts, calibration)
     except (KeyboardInterrupt, OSError, RuntimeError, MemoryError) as error:
         reason = f"stopped: {str(error) or type(error).__name__}"
         if isinstance(error, KeyboardInterrupt):
@@ -193,15 +193,15 @@ def _score(
         raise Failure(f"{table.source}: {reason}. {kept}") from error
     if not ranks.is_main:
         return 0
-    failed = _report(table, rows, run.files.final)
+    failed = _report(table, finished.rows, run.files.final)
     if page:
-        _write_page(run, rows, loading)
+        _write_page(run, finished, loading)
     return failed
 
 
-def _write_page(run: ScoringRun, rows: Mapping[int, ScoreRow], loading: LoadingOptions) -> None:
+def _write_page(run: ScoringRun, finished: Finished, loading: LoadingOptions) -> None:
     try:
-        write_page(run, rows, loading)
+        write_page(run, finished, loading)
     except KeyboardInterrupt as error:
         raise Failure(
             f"{run.files.page}: interrupted; the scores are complete in {run.files.final}, and the "

@@ -5,16 +5,16 @@ They are made when the scores are complete.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 from spai.data.images import FileSource, Source
 from spai.data.loaders import LoadingOptions
 from spai.data.names import inner_name
 from spai.data.records import ImageRecord, InputTable
-from spai.data.scores import ScoreRow
 from spai.data.thumbnails import thumbnails
 from spai.engine.run_files import OutputFiles
-from spai.engine.scoring import ScoringRun
+from spai.engine.scoring import Finished, ScoringRun
 from spai.report.images_page import PageImage, picture_sizes, write_images_page
 
 logger = logging.getLogger(__name__)
@@ -35,15 +35,15 @@ def check_page(files: OutputFiles, table: InputTable) -> None:
         )
 
 
-def write_page(run: ScoringRun, rows: Mapping[int, ScoreRow], loading: LoadingOptions) -> None:
+def write_page(run: ScoringRun, finished: Finished, loading: LoadingOptions) -> None:
     """Write the page of a finished run.
 
     Args:
         run: whose files are complete.
-        rows: the row of each image.
+        finished: what its final file says of each image.
         loading: how many processes decode, and the limit of pixels.
     """
-    records = run.table.records
+    records, (rows, columns) = run.table.records, finished
     sizes = picture_sizes(len(records))
     if sizes.thumbnail:
         logger.info("%s: making pictures of %d images", run.files.page, len(records))
@@ -55,7 +55,7 @@ def write_page(run: ScoringRun, rows: Mapping[int, ScoreRow], loading: LoadingOp
     if sizes.thumbnail:
         for position, picture in thumbnails(scored, run.source, side=sizes.thumbnail, **limits):
             pictures[scored[position].row] = picture
-        masks = _heat_maps(run, scored, rows)
+        masks = _heat_maps(run.files.folder, scored, finished)
         for position, picture in thumbnails(masks, FileSource(), side=sizes.heat_map, **limits):
             maps[masks[position].row] = picture
     images = [
@@ -63,7 +63,7 @@ def write_page(run: ScoringRun, rows: Mapping[int, ScoreRow], loading: LoadingOp
     ]
     facts = json.loads(run.files.run.read_text(encoding="utf-8"))
     del facts["stamps"]
-    write_images_page(run.files.page, images, run.columns, title=run.table.name, run=facts)
+    write_images_page(run.files.page, images, columns, title=run.table.name, run=facts)
 
 
 def pictures_at(
@@ -89,13 +89,13 @@ def pictures_at(
 
 
 def _heat_maps(
-    run: ScoringRun, records: Sequence[ImageRecord], rows: Mapping[int, ScoreRow]
+    output: Path, records: Sequence[ImageRecord], finished: Finished
 ) -> list[ImageRecord]:
     """Return the overlays that the rows name; names that lead out of the output are left out."""
-    column = f"{run.columns.tag}_mask"
-    if column not in run.columns.extras:
+    rows, columns = finished
+    if columns.mask not in columns.extras:
         return []
-    place = run.columns.extras.index(column)
+    place = columns.extras.index(columns.mask)
     found = []
     for record in records:
         name = rows[record.row].extras[place]
@@ -103,5 +103,5 @@ def _heat_maps(
             inner = inner_name(str(name), where=record.name)
         except ValueError:
             continue  # the rows of a resumed run come from a file that people can edit
-        found.append(ImageRecord(run.files.folder / inner, inner, None, record.row))
+        found.append(ImageRecord(output / inner, inner, None, record.row))
     return found

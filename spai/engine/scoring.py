@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 import numpy as np
@@ -41,6 +41,13 @@ from spai.engine.verdicts import add_verdicts
 from spai.files import remove_leftovers
 
 logger = logging.getLogger(__name__)
+
+
+class Finished(NamedTuple):
+    """What the final file says of each scored record, by row; empty but on rank 0."""
+
+    rows: Mapping[int, ScoreRow]
+    columns: ScoreColumns
 
 
 class ScoringRun:
@@ -112,7 +119,7 @@ class ScoringRun:
 
     def finish(
         self, facts: Mapping[str, Any], calibration: CalibrationFile | None = None
-    ) -> dict[int, ScoreRow]:
+    ) -> Finished:
         """Merge the rows of all ranks into the final file.
 
         Args:
@@ -120,10 +127,10 @@ class ScoringRun:
             calibration: adds verdicts to the final file.
 
         Returns:
-            The row of each scored record; on rank 0 only.
+            The rows with their verdicts; on rank 0 only.
         """
         patches = sum(self._ranks.gather(self._patches))
-        rows: dict[int, ScoreRow] = {}
+        finished = Finished({}, self.columns)
         if self._ranks.is_main:
             rows = self._merge()
             skipped = {
@@ -144,8 +151,9 @@ class ScoringRun:
                 path.unlink(missing_ok=True)
             for path in (self.files.final, self.files.run, self.files.running):
                 remove_leftovers(path)
+            finished = Finished({row: everything[row] for row in rows}, columns)
         self._ranks.wait()
-        return rows
+        return finished
 
     def close(self) -> None:
         """Let go of the output; what was scored stays for --resume."""

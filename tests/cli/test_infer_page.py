@@ -19,6 +19,7 @@ from spai.data.packing import list_entries, pack_files
 from spai.data.records import read_input
 from spai.data.scores import ScoreColumns, ScoreRow
 from spai.engine.run_files import OutputFiles
+from spai.engine.scoring import Finished
 from tests.cli.test_infer_interrupted import torchrun
 from tests.pages import Page
 from tests.recipe import reference_image
@@ -96,6 +97,19 @@ def test_kept_rows_have_their_pictures(infer, photos, rows):
     assert result.exit_code == 0, result.output
     assert [row["name"] for row in rows()] == [f"img{i}.png" for i in range(1, 8)]
     assert all(picture(row) for row in rows())
+
+
+def test_verdicts_are_on_the_page(infer, photos, rows, tmp_path):
+    assert infer("--input", photos).exit_code == 0
+    scores = tmp_path / "out" / "photos.csv"
+    file = tmp_path / "tiny.json"
+    arguments = ("calibrate", "--real", scores, "--target-fpr", 0.2, "--output", file)
+    assert CliRunner().invoke(main, list(map(str, arguments))).exit_code == 0
+    assert infer("--input", photos, "--calibration", file).exit_code == 0
+    with scores.open(newline="") as stream:
+        verdicts = {line["image"]: line["spai_verdict"] for line in csv.DictReader(stream)}
+    assert len(set(verdicts.values())) > 1
+    assert {row["name"]: row["verdict"] for row in rows()} == verdicts
 
 
 def test_a_finished_run_gets_its_page_later(infer, photos, rows, tmp_path, monkeypatch):
@@ -184,10 +198,10 @@ def finished_run(photos, output, masks):
     files = OutputFiles(output, table.name, "csv")
     files.run.write_text(json.dumps({"settings": {}, "stamps": []}))
     columns = ScoreColumns("spai", ("spai_verdict", "spai_mask"))
-    run = SimpleNamespace(table=table, source=FileSource(), files=files, columns=columns)
+    run = SimpleNamespace(table=table, source=FileSource(), files=files)
     names = {record.row: record.name for record in table.records}
     rows = {row: ScoreRow(row, name, 0.5, ("real", masks.get(row))) for row, name in names.items()}
-    return run, rows
+    return run, Finished(rows, columns)
 
 
 def test_heat_maps_of_the_rows_are_embedded(photos, rows, tmp_path):
